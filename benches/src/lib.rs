@@ -1,0 +1,1 @@
+//! Shared workload shapes of the benches: keys, values and batches as kube-apiserver makes them.

@@ -1,0 +1,21 @@
+//! The words on the wire: generated messages of etcd's API and of our log, and the table of etcd
+//! errors. It never does I/O and knows nothing of sled, openraft or tokio; every other crate may
+//! name it. Service stubs exist only with feature `rpc`, so storage builds without tonic.
+
+mod error;
+
+pub use error::{Code, Error};
+
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, reason = "generated code")]
+#[rustfmt::skip]
+mod generated {
+    pub mod mvccpb { include!("generated/mvccpb.rs"); }
+    pub mod authpb { include!("generated/authpb.rs"); }
+    pub mod etcdserverpb { include!("generated/etcdserverpb.rs"); }
+    pub mod health { include!("generated/grpc.health.v1.rs"); }
+    pub mod command { include!("generated/kelson.command.rs"); }
+}
+
+pub use generated::{authpb, command, etcdserverpb, health, mvccpb};
+
+pub use prost::Message;

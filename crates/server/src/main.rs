@@ -1,0 +1,3 @@
+//! The kelson binary.
+
+fn main() {}
