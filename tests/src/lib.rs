@@ -1,1 +1,9 @@
-//! Test harness: starts members as processes, speaks gRPC to them, runs golden scripts.
+//! Test harness: starts members as processes, speaks gRPC to them and runs golden scripts. It looks
+//! at Kelson only from outside, through the same doors that any client of etcd uses, so that every
+//! check can be pointed at a real etcd as well.
+
+pub mod client;
+pub mod format;
+pub mod parse;
+pub mod script;
+pub mod server;

@@ -1,0 +1,426 @@
+//! Runs script commands against one endpoint over raw gRPC and renders the answers. Watch and
+//! keepalive streams stay open between commands under the names that the script gives them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kelson_api::etcdserverpb as pb;
+use kelson_api::health::{HealthCheckRequest, health_client::HealthClient};
+use pb::cluster_client::ClusterClient;
+use pb::kv_client::KvClient;
+use pb::lease_client::LeaseClient;
+use pb::maintenance_client::MaintenanceClient;
+use pb::watch_client::WatchClient;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use crate::format;
+use crate::parse::{self, Words};
+
+/// How long `recv` waits for each message it expects.
+const RECV_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long `quiet` listens.
+const QUIET: Duration = Duration::from_millis(400);
+const MESSAGE_MAX: usize = i32::MAX as usize;
+
+struct WatchStream {
+    requests: Option<mpsc::Sender<pb::WatchRequest>>,
+    responses: Streaming<pb::WatchResponse>,
+}
+
+/// One script's session.
+pub struct Session {
+    channel: Channel,
+    streams: BTreeMap<String, WatchStream>,
+}
+
+type Lines = Result<Vec<String>, Status>;
+
+impl Session {
+    /// Connects lazily; a restarted server is reached again on the next call.
+    pub fn new(endpoint: &str) -> Session {
+        let channel = Channel::from_shared(endpoint.to_string())
+            .expect("the endpoint is a URL")
+            .connect_lazy();
+        Session { channel, streams: BTreeMap::new() }
+    }
+
+    /// Runs one command line and returns what came back.
+    pub async fn run(&mut self, line: &str) -> Vec<String> {
+        let mut words = Words::new(line);
+        let name = words.string().expect("a command has a name");
+        let lines = match name.as_str() {
+            "w" => self.watch_command(&mut words).await,
+            "recv" | "quiet" | "close" => self.stream_command(&name, &mut words).await,
+            "grant" | "revoke" | "keepalive" | "ttl" | "leases" => {
+                self.lease_command(&name, &mut words).await
+            }
+            "range" | "stream" | "put" | "del" | "txn" | "compact" => {
+                self.kv_command(&name, &mut words).await
+            }
+            _ => self.other_command(&name, &mut words).await,
+        };
+        lines.unwrap_or_else(|status| format::status(&status))
+    }
+
+    fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    async fn kv_command(&mut self, name: &str, words: &mut Words) -> Lines {
+        let mut kv = self.kv();
+        Ok(match name {
+            "range" => format::range(kv.range(parse::range(words)).await?.get_ref()),
+            "stream" => {
+                let mut chunks = kv.range_stream(parse::range(words)).await?.into_inner();
+                let mut whole = pb::RangeResponse::default();
+                while let Some(chunk) = chunks.message().await? {
+                    let part = chunk.range_response.unwrap_or_default();
+                    whole.kvs.extend(part.kvs);
+                    (whole.header, whole.more, whole.count) = (part.header, part.more, part.count);
+                }
+                format::range(&whole)
+            }
+            "put" => format::put(kv.put(parse::put(words)).await?.get_ref()),
+            "del" => format::delete(kv.delete_range(parse::delete(words)).await?.get_ref()),
+            "txn" => format::txn(kv.txn(parse::txn(words)).await?.get_ref()),
+            _ => {
+                let revision = words.number();
+                let physical = words.string().is_some_and(|word| word == "physical");
+                let request = pb::CompactionRequest { revision, physical };
+                vec![format::header(kv.compact(request).await?.get_ref().header.as_ref())]
+            }
+        })
+    }
+
+    async fn lease_command(&mut self, name: &str, words: &mut Words) -> Lines {
+        let mut lease = LeaseClient::new(self.channel.clone());
+        Ok(match name {
+            "grant" => {
+                let ttl = words.number();
+                let asked = words.string().map(|word| {
+                    parse::option(&word).1.parse::<i64>().expect("id= takes a number")
+                });
+                let request = pb::LeaseGrantRequest { ttl, id: asked.unwrap_or(0) };
+                let answer = lease.lease_grant(request).await?.into_inner();
+                let id = match asked {
+                    Some(_) => answer.id.to_string(),
+                    None => format!("positive:{}", answer.id > 0),
+                };
+                vec![format!(
+                    "{} id={id} ttl={} error={:?}",
+                    format::header(answer.header.as_ref()),
+                    answer.ttl,
+                    answer.error
+                )]
+            }
+            "revoke" => {
+                let request = pb::LeaseRevokeRequest { id: words.number() };
+                let answer = lease.lease_revoke(request).await?.into_inner();
+                vec![format::header(answer.header.as_ref())]
+            }
+            "keepalive" => {
+                let mut ids = Vec::new();
+                while !words.is_empty() {
+                    ids.push(pb::LeaseKeepAliveRequest { id: words.number() });
+                }
+                let mut answers =
+                    lease.lease_keep_alive(tokio_stream::iter(ids)).await?.into_inner();
+                let mut lines = Vec::new();
+                while let Some(answer) = answers.message().await? {
+                    let header = format::header(answer.header.as_ref());
+                    lines.push(format!("{header} id={} ttl={}", answer.id, answer.ttl));
+                }
+                lines
+            }
+            "ttl" => {
+                let id = words.number();
+                let keys = words.string().is_some_and(|word| word == "keys");
+                let request = pb::LeaseTimeToLiveRequest { id, keys };
+                let mut answer = lease.lease_time_to_live(request).await?.into_inner();
+                answer.keys.sort();
+                // The remaining time depends on the moment: only its plausibility is shown.
+                let left = match answer.ttl {
+                    ttl if ttl < 0 => ttl.to_string(),
+                    ttl => format!("within:{}", ttl <= answer.granted_ttl),
+                };
+                let keys: Vec<_> = answer.keys.iter().map(|key| format::text(key)).collect();
+                vec![format!(
+                    "{} id={} ttl={left} granted={} keys={keys:?}",
+                    format::header(answer.header.as_ref()),
+                    answer.id,
+                    answer.granted_ttl
+                )]
+            }
+            _ => {
+                let answer = lease.lease_leases(pb::LeaseLeasesRequest {}).await?.into_inner();
+                let ids: Vec<_> = answer.leases.iter().map(|lease| lease.id).collect();
+                vec![format!("{} ids={ids:?}", format::header(answer.header.as_ref()))]
+            }
+        })
+    }
+
+    async fn watch_command(&mut self, words: &mut Words) -> Lines {
+        use pb::watch_request::RequestUnion;
+        let stream = words.string().expect("w STREAM create|cancel|progress|empty");
+        let action = words.string().expect("w STREAM create|cancel|progress|empty");
+        let request_union = match action.as_str() {
+            "create" => Some(RequestUnion::CreateRequest(watch_create(words))),
+            "cancel" => {
+                let request = pb::WatchCancelRequest { watch_id: words.number() };
+                Some(RequestUnion::CancelRequest(request))
+            }
+            "progress" => Some(RequestUnion::ProgressRequest(pb::WatchProgressRequest {})),
+            "empty" => None,
+            other => panic!("w knows no action {other:?}"),
+        };
+        if !self.streams.contains_key(&stream) {
+            let (requests, outgoing) = mpsc::channel(64);
+            let mut client =
+                WatchClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX);
+            let responses = client.watch(ReceiverStream::new(outgoing)).await?.into_inner();
+            let requests = Some(requests);
+            self.streams.insert(stream.clone(), WatchStream { requests, responses });
+        }
+        let stream = self.streams.get(&stream).expect("the stream was just opened");
+        let requests = stream.requests.as_ref().expect("the stream was closed by the script");
+        let sent = requests.send(pb::WatchRequest { request_union }).await;
+        Ok(if sent.is_ok() { vec![] } else { vec!["the stream has ended".into()] })
+    }
+
+    async fn stream_command(&mut self, name: &str, words: &mut Words) -> Lines {
+        let stream_name = words.string().expect("the stream is named");
+        let stream = self.streams.get_mut(&stream_name).expect("the stream was opened");
+        let mut lines = Vec::new();
+        match name {
+            "recv" => {
+                let messages = if words.is_empty() { 1 } else { words.number() };
+                for _ in 0..messages {
+                    match tokio::time::timeout(RECV_TIMEOUT, stream.responses.message()).await {
+                        Err(_) => lines.push("nothing came".into()),
+                        Ok(Ok(Some(response))) => lines.extend(format::watch(&response)),
+                        Ok(Ok(None)) => lines.push("end of stream".into()),
+                        Ok(Err(status)) => lines.extend(format::status(&status)),
+                    }
+                }
+            }
+            "quiet" => match tokio::time::timeout(QUIET, stream.responses.message()).await {
+                Err(_) => lines.push("quiet".into()),
+                Ok(Ok(Some(response))) => lines.extend(format::watch(&response)),
+                Ok(Ok(None)) => lines.push("end of stream".into()),
+                Ok(Err(status)) => lines.extend(format::status(&status)),
+            },
+            _ => stream.requests = None,
+        }
+        Ok(lines)
+    }
+
+    async fn other_command(&mut self, name: &str, words: &mut Words) -> Lines {
+        let mut maintenance = MaintenanceClient::new(self.channel.clone());
+        Ok(match name {
+            "status" => {
+                let answer = maintenance.status(pb::StatusRequest {}).await?.into_inner();
+                let errors: Vec<_> =
+                    answer.errors.iter().map(|error| strip_ids(error)).collect();
+                vec![format!(
+                    "{} leader={} learner={} index={} applied={} quota={} size={} errors={errors:?} \
+                     downgrade={:?}",
+                    format::header(answer.header.as_ref()),
+                    answer.leader != 0,
+                    answer.is_learner,
+                    answer.raft_index > 0,
+                    answer.raft_applied_index > 0,
+                    answer.db_size_quota,
+                    answer.db_size >= answer.db_size_in_use,
+                    answer.downgrade_info.map(|info| (info.enabled, info.target_version)),
+                )]
+            }
+            "alarm" => alarm(&mut maintenance, words).await?,
+            "hashkv" => {
+                let revision = if words.is_empty() { 0 } else { words.number() };
+                let answer =
+                    maintenance.hash_kv(pb::HashKvRequest { revision }).await?.into_inner();
+                vec![format!(
+                    "{} hash={} compact={} at={}",
+                    format::header(answer.header.as_ref()),
+                    answer.hash,
+                    answer.compact_revision,
+                    answer.hash_revision
+                )]
+            }
+            "hash" => {
+                let answer = maintenance.hash(pb::HashRequest {}).await?.into_inner();
+                vec![format!("{} nonzero={}", format::header(answer.header.as_ref()), answer.hash != 0)]
+            }
+            "defrag" => {
+                let answer = maintenance.defragment(pb::DefragmentRequest {}).await?.into_inner();
+                vec![format::header(answer.header.as_ref())]
+            }
+            "moveleader" => {
+                let request = pb::MoveLeaderRequest { target_id: words.number() as u64 };
+                let answer = maintenance.move_leader(request).await?.into_inner();
+                vec![format::header(answer.header.as_ref())]
+            }
+            "downgrade" => {
+                let action = words.number() as i32;
+                let version = words.string().unwrap_or_default();
+                let request = pb::DowngradeRequest { action, version };
+                let answer = maintenance.downgrade(request).await?.into_inner();
+                vec![format::header(answer.header.as_ref())]
+            }
+            "snapshot" => snapshot(&mut maintenance).await?,
+            "health" => {
+                let service = words.string().unwrap_or_default();
+                let mut health = HealthClient::new(self.channel.clone());
+                let answer = health.check(HealthCheckRequest { service }).await?.into_inner();
+                vec![format!("{:?}", answer.status())]
+            }
+            "members" => {
+                let linearizable = words.is_empty();
+                let request = pb::MemberListRequest { linearizable };
+                let mut cluster = ClusterClient::new(self.channel.clone());
+                let answer = cluster.member_list(request).await?.into_inner();
+                let mut lines = vec![format::header(answer.header.as_ref())];
+                lines.extend(format::members(&answer.members));
+                lines
+            }
+            "memberadd" | "memberremove" | "memberpromote" | "memberupdate" => {
+                member_change(&mut ClusterClient::new(self.channel.clone()), name, words).await?
+            }
+            "sleep" => {
+                tokio::time::sleep(Duration::from_millis(words.number() as u64)).await;
+                vec![]
+            }
+            "unknown" => unknown(&self.channel, words).await?,
+            other => panic!("no command is named {other:?}"),
+        })
+    }
+}
+
+fn watch_create(words: &mut Words) -> pb::WatchCreateRequest {
+    let key = words.positional().unwrap_or_default();
+    let range_end = words.positional().unwrap_or_default();
+    let mut request = pb::WatchCreateRequest { key, range_end, ..Default::default() };
+    while let Some(word) = words.string() {
+        let (name, value) = parse::option(&word);
+        let number = || value.parse::<i64>().expect("the option takes a number");
+        match name {
+            "from" => request.start_revision = number(),
+            "id" => request.watch_id = number(),
+            "prev_kv" => request.prev_kv = true,
+            "fragment" => request.fragment = true,
+            "progress_notify" => request.progress_notify = true,
+            "filters" => {
+                request.filters = value
+                    .split('+')
+                    .map(|filter| match filter {
+                        "noput" => 0,
+                        "nodelete" => 1,
+                        other => other.parse().expect("noput, nodelete or a number"),
+                    })
+                    .collect();
+            }
+            other => panic!("create knows no option {other:?}"),
+        }
+    }
+    request
+}
+
+fn strip_ids(text: &str) -> String {
+    let words = text.split_whitespace().map(|word| match word.split_once(':') {
+        Some(("memberID", _)) => "memberID:ID",
+        _ => word,
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+async fn alarm(client: &mut MaintenanceClient<Channel>, words: &mut Words) -> Lines {
+    let action = match words.string().as_deref() {
+        Some("get") => 0,
+        Some("activate") => 1,
+        Some("deactivate") => 2,
+        other => panic!("alarm get|activate|deactivate, not {other:?}"),
+    };
+    let mut request = pb::AlarmRequest { action, ..Default::default() };
+    while let Some(word) = words.string() {
+        let (name, value) = parse::option(&word);
+        let number = || value.parse::<u64>().expect("the option takes a number");
+        match name {
+            "alarm" => request.alarm = number() as i32,
+            "member" => request.member_id = number(),
+            other => panic!("alarm knows no option {other:?}"),
+        }
+    }
+    let answer = client.alarm(request).await?.into_inner();
+    let mut lines = vec![format::header(answer.header.as_ref())];
+    lines.extend(answer.alarms.iter().map(|row| {
+        format!("  member={} {}", row.member_id, row.alarm().as_str_name())
+    }));
+    Ok(lines)
+}
+
+async fn snapshot(client: &mut MaintenanceClient<Channel>) -> Lines {
+    let mut stream = client.snapshot(pb::SnapshotRequest {}).await?.into_inner();
+    let (mut total, mut last, mut remaining, mut largest) = (0, 0, 0, 0);
+    while let Some(part) = stream.message().await? {
+        total += part.blob.len();
+        last = part.blob.len();
+        largest = largest.max(last);
+        remaining = part.remaining_bytes;
+        if let Some(header) = part.header {
+            return Ok(vec![format!("unexpected {}", format::header(Some(&header)))]);
+        }
+    }
+    Ok(vec![format!(
+        "size%512={} largest={largest} last={last} remaining={remaining}",
+        total % 512
+    )])
+}
+
+async fn member_change(
+    client: &mut ClusterClient<Channel>,
+    name: &str,
+    words: &mut Words,
+) -> Lines {
+    let header = match name {
+        "memberadd" => {
+            let mut request = pb::MemberAddRequest::default();
+            while let Some(word) = words.string() {
+                match word.as_str() {
+                    "learner" => request.is_learner = true,
+                    url => request.peer_ur_ls.push(url.into()),
+                }
+            }
+            client.member_add(request).await?.into_inner().header
+        }
+        "memberremove" => {
+            let request = pb::MemberRemoveRequest { id: words.number() as u64 };
+            client.member_remove(request).await?.into_inner().header
+        }
+        "memberpromote" => {
+            let request = pb::MemberPromoteRequest { id: words.number() as u64 };
+            client.member_promote(request).await?.into_inner().header
+        }
+        _ => {
+            let id = words.number() as u64;
+            let peer_ur_ls = std::iter::from_fn(|| words.string()).collect();
+            let request = pb::MemberUpdateRequest { id, peer_ur_ls };
+            client.member_update(request).await?.into_inner().header
+        }
+    };
+    Ok(vec![format::header(header.as_ref())])
+}
+
+/// `unknown /package.Service/Method`: a call that no server knows.
+async fn unknown(channel: &Channel, words: &mut Words) -> Lines {
+    let path = words.string().expect("unknown PATH");
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let path = path.parse().map_err(|_| Status::internal("the path is malformed"))?;
+    let request = tonic::Request::new(pb::StatusRequest {});
+    let codec = tonic_prost::ProstCodec::<_, pb::StatusResponse>::default();
+    grpc.unary(request, path, codec).await?;
+    Ok(vec!["answered".into()])
+}
