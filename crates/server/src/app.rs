@@ -1,0 +1,23 @@
+//! What every service and housekeeping task is given: the member, its store for reading, the
+//! limits and the metrics. Cloning shares them; nothing here can be changed after the start.
+
+use std::sync::Arc;
+
+use kelson_raft::Node;
+use kelson_storage::Reader;
+
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+
+/// The running member as seen by the services.
+#[derive(Clone)]
+pub struct App {
+    /// The door to agreement: propose, read barrier, status.
+    pub node: Node,
+    /// The store of this member, for reading.
+    pub reader: Reader,
+    /// Limits from the flags.
+    pub limits: Arc<Limits>,
+    /// The registry of metrics.
+    pub metrics: Arc<Metrics>,
+}
