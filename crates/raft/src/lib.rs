@@ -1,1 +1,37 @@
-//! Agreement.
+//! Agreement: one order of commands for all members of a cluster. [`Node`] is the only door: it opens
+//! log and state, runs consensus (openraft) and gives callers the results of the local apply.
+//!
+//! A write goes `proposer` (admission, batching) -> openraft -> `log_store` (fsync in the log's own
+//! thread) -> openraft (commit) -> `state_machine` (apply) -> the caller, found in `waiters`. A
+//! linearizable read passes `reads` and then reads the store by itself.
+//!
+//! Only this crate names openraft, and only `codec` says what consensus looks like on disk. It never
+//! speaks to clients and never decides what a command does. This version runs clusters of one
+//! member; everything but the peer transport is written for more.
+
+mod codec;
+mod config;
+mod error;
+mod identity;
+mod log_store;
+mod network;
+mod node;
+mod progress;
+mod proposer;
+mod purge;
+mod reads;
+mod snapshot;
+mod state_machine;
+mod status;
+mod types;
+mod waiters;
+
+pub use codec::DecodeError;
+pub use config::NodeConfig;
+pub use error::StartError;
+pub use identity::{bootstrap_member_id, cluster_id};
+pub use node::Node;
+pub use status::Status;
+
+#[cfg(test)]
+mod log_suite;

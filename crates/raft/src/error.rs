@@ -1,0 +1,86 @@
+//! Why a member cannot start, and how it dies. Errors that clients see are rows of
+//! `kelson_api::Error`; here are only those that an operator sees.
+
+use std::fmt::Display;
+
+use crate::codec::DecodeError;
+
+/// Why [`crate::Node::start`] failed. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `--initial-cluster` names several members.
+    #[error(
+        "--initial-cluster names {0} members: multi-member clusters are not supported by this \
+         version yet"
+    )]
+    SeveralMembers(usize),
+    /// `--initial-cluster-state=existing` without data to restart from.
+    #[error(
+        "--initial-cluster-state=existing, but {0} holds no member: joining a cluster is not \
+         supported by this version yet, as multi-member clusters are not"
+    )]
+    CannotJoin(String),
+    /// `--initial-cluster` does not mention `--name`.
+    #[error("--initial-cluster does not mention this member, whose --name is {0:?}")]
+    NotInInitialCluster(String),
+    /// `--initial-cluster` and `--initial-advertise-peer-urls` disagree.
+    #[error(
+        "--initial-cluster has {listed:?} for {name:?}, --initial-advertise-peer-urls has \
+         {advertised:?}"
+    )]
+    PeerUrlsDiffer {
+        /// `--name`.
+        name: String,
+        /// URLs in `--initial-cluster`.
+        listed: Vec<String>,
+        /// URLs in `--initial-advertise-peer-urls`.
+        advertised: Vec<String>,
+    },
+    /// A first start was cut short and repeated with other flags.
+    #[error(
+        "the data directory was prepared for member {stored:x}, but the flags describe member \
+         {described:x}: start with the flags of the first start, or with an empty directory"
+    )]
+    OtherMember {
+        /// Id in the data directory.
+        stored: u64,
+        /// Id that the flags give.
+        described: u64,
+    },
+    /// Election and heartbeat do not fit together, or a similar mistake.
+    #[error("consensus settings: {0}")]
+    Settings(String),
+    /// State on disk contains entries that the log does not.
+    #[error(
+        "the log ends at {log}, but the state has applied {state}: the log was lost or replaced; \
+         restore a snapshot, or replace this member"
+    )]
+    LogLost {
+        /// Last index of the log.
+        log: u64,
+        /// Applied index of the state.
+        state: u64,
+    },
+    /// The log cannot be opened.
+    #[error("open the log: {0}")]
+    Log(#[from] kelson_storage::log::LogError),
+    /// The state or the data directory cannot be opened.
+    #[error("open the data directory: {0}")]
+    Store(#[from] kelson_storage::OpenError),
+    /// Bytes in the log or the state that cannot be ours.
+    #[error("read the log: {0}")]
+    Decode(#[from] DecodeError),
+    /// The consensus library gave up.
+    #[error("start consensus: {0}")]
+    Consensus(String),
+    /// The system has no randomness or no threads.
+    #[error("{0}")]
+    System(String),
+}
+
+/// Ends the process: durability or determinism can no longer be promised. Never returns, runs no
+/// destructors, so that nothing is written after the failure.
+pub(crate) fn abort(doing: &str, cause: &dyn Display) -> ! {
+    tracing::error!(doing, %cause, "fatal: the process ends to protect the data");
+    std::process::abort()
+}

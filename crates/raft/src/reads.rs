@@ -1,0 +1,130 @@
+//! The read barrier: proves that local state contains every write acknowledged before a read began.
+//! One task takes all waiting readers, makes one round for them and wakes them together. It never
+//! reads data. The only voter of a cluster needs no round: see `Progress::reads_are_local`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kelson_api::Error;
+use openraft::ReadPolicy;
+use openraft::errors::{LinearizableReadError, RaftError};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::progress::Progress;
+use crate::status::Status;
+use crate::types::Raft;
+
+/// A round without an answer is repeated after this long. Source: etcd.
+const RETRY: Duration = Duration::from_millis(500);
+/// Readers that wait for one round.
+const WAITING: usize = 65_536;
+
+type Barrier = Result<u64, Error>;
+
+#[derive(Default)]
+struct Room {
+    waiting: Vec<oneshot::Sender<Barrier>>,
+    closed: bool,
+}
+
+/// Readers that wait for a barrier, and what is needed to give them one.
+pub(crate) struct Reads {
+    room: Mutex<Room>,
+    arrived: Notify,
+    progress: Arc<Progress>,
+    status: watch::Receiver<Status>,
+    timeout: Duration,
+}
+
+impl Reads {
+    pub(crate) fn new(
+        progress: Arc<Progress>,
+        status: watch::Receiver<Status>,
+        timeout: Duration,
+    ) -> Arc<Reads> {
+        let room = Mutex::default();
+        Arc::new(Reads { room, arrived: Notify::new(), progress, status, timeout })
+    }
+
+    /// Returns an applied index that covers everything acknowledged before the call. Cancel safe.
+    pub(crate) async fn barrier(&self) -> Barrier {
+        if self.progress.reads_are_local() {
+            return Ok(self.progress.applied());
+        }
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut room = self.room.lock();
+            if room.closed {
+                return Err(Error::Stopped);
+            }
+            if room.waiting.len() >= WAITING {
+                return Err(Error::TooManyRequests);
+            }
+            room.waiting.push(sender);
+        }
+        self.arrived.notify_one();
+        match tokio::time::timeout(self.timeout, receiver).await {
+            Ok(Ok(barrier)) => barrier,
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        let mut room = self.room.lock();
+        room.closed = true;
+        for reader in room.waiting.drain(..) {
+            reader.send(Err(Error::Stopped)).ok();
+        }
+        drop(room);
+        self.arrived.notify_one();
+    }
+
+    /// Makes rounds until [`Reads::close`].
+    pub(crate) async fn run(self: Arc<Self>, raft: Raft) {
+        loop {
+            self.arrived.notified().await;
+            let readers = {
+                let mut room = self.room.lock();
+                if room.closed {
+                    return;
+                }
+                std::mem::take(&mut room.waiting)
+            };
+            if readers.is_empty() {
+                continue;
+            }
+            let barrier = self.round(&raft, &readers).await;
+            for reader in readers {
+                // A reader that left does not want to know.
+                reader.send(barrier).ok();
+            }
+        }
+    }
+
+    async fn round(&self, raft: &Raft, readers: &[oneshot::Sender<Barrier>]) -> Barrier {
+        let leader_changes = self.status.borrow().leader_changes;
+        let mut status = self.status.clone();
+        while readers.iter().any(|reader| !reader.is_closed()) {
+            status.mark_unchanged();
+            match raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+                // openraft has waited until the index is applied.
+                Ok(read) => return Ok(read.index() + 1),
+                Err(RaftError::Fatal(_)) => return Err(Error::Stopped),
+                Err(RaftError::APIError(
+                    LinearizableReadError::ForwardToLeader(_)
+                    | LinearizableReadError::QuorumNotEnough(_),
+                )) => {}
+            }
+            // Nobody could confirm: try again when the leader changes, or after a while.
+            drop(tokio::time::timeout(RETRY, status.changed()).await);
+            let now = status.borrow().leader_changes;
+            // The first leader of this process is no change: readers waited for it.
+            if now != leader_changes && leader_changes != 0 {
+                return Err(Error::LeaderChanged);
+            }
+        }
+        Err(Error::Timeout)
+    }
+}

@@ -1,0 +1,108 @@
+//! What a member knows of its cluster, in our own words: leader, term, positions. One task follows
+//! openraft's metrics and publishes changes of leadership; positions are read when asked for, so
+//! that a write wakes nobody here.
+
+use std::sync::Arc;
+
+use openraft::ServerState;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::metrics::RaftServerMetrics;
+use tokio::sync::watch;
+
+use crate::progress::Progress;
+use crate::types::{Raft, TypeConfig};
+
+/// A member's view of its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Id of the cluster.
+    pub cluster_id: u64,
+    /// Id of this member.
+    pub member_id: u64,
+    /// The leader, if there is one that a quorum follows.
+    pub leader: Option<u64>,
+    /// This member is that leader.
+    pub is_leader: bool,
+    /// This member has no vote.
+    pub is_learner: bool,
+    /// The current term.
+    pub term: u64,
+    /// Index of the last entry in the log, from 1.
+    pub last_index: u64,
+    /// Index up to which entries are known to be committed.
+    pub committed_index: u64,
+    /// Index up to which entries are applied here.
+    pub applied_index: u64,
+    /// How often a new leader was seen since the start of this process.
+    pub leader_changes: u64,
+}
+
+impl Status {
+    pub(crate) fn initial(cluster_id: u64, member_id: u64, term: u64) -> Status {
+        Status {
+            cluster_id,
+            member_id,
+            leader: None,
+            is_leader: false,
+            is_learner: false,
+            term,
+            last_index: 0,
+            committed_index: 0,
+            applied_index: 0,
+            leader_changes: 0,
+        }
+    }
+
+    /// With the positions of this moment.
+    pub(crate) fn at(mut self, progress: &Progress) -> Status {
+        self.applied_index = progress.applied();
+        self.committed_index = progress.committed().max(self.applied_index);
+        self.last_index = progress.last().max(self.committed_index);
+        self
+    }
+
+    fn follow(&mut self, metrics: &RaftServerMetrics<TypeConfig>, last_leader: &mut Option<u64>) {
+        let membership = metrics.membership_config.membership();
+        // The only voter is a quorum by itself, so its role says all. With more voters the age of
+        // the last acknowledgement will have to count too, which comes with the peer transport.
+        let leader = match metrics.state {
+            ServerState::Leader => Some(self.member_id),
+            ServerState::Learner | ServerState::Follower => {
+                metrics.current_leader.filter(|leader| *leader != self.member_id)
+            }
+            ServerState::Candidate | ServerState::Shutdown => None,
+        };
+        if leader.is_some() && leader != *last_leader {
+            self.leader_changes += 1;
+            *last_leader = leader;
+        }
+        self.leader = leader;
+        self.is_leader = leader == Some(self.member_id);
+        self.is_learner = membership.get_node(&self.member_id).is_some()
+            && !membership.voter_ids().any(|id| id == self.member_id);
+        self.term = metrics.vote.leader_id.term;
+    }
+}
+
+/// Publishes changes of leadership, term and role until openraft stops.
+pub(crate) async fn follow(raft: Raft, progress: Arc<Progress>, status: watch::Sender<Status>) {
+    let mut metrics = raft.server_metrics();
+    let mut last_leader = None;
+    loop {
+        let seen = metrics.borrow_watched().clone();
+        status.send_if_modified(|status| {
+            let before = status.clone();
+            status.follow(&seen, &mut last_leader);
+            let changed = *status != before;
+            *status = status.clone().at(&progress);
+            changed
+        });
+        if metrics.changed().await.is_err() {
+            break;
+        }
+    }
+    status.send_modify(|status| {
+        status.leader = None;
+        status.is_leader = false;
+    });
+}
