@@ -12,6 +12,7 @@ use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
 use pb::watch_client::WatchClient;
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -20,7 +21,11 @@ use crate::format;
 use crate::parse::{self, Words};
 
 /// How long `recv` waits for each message it expects.
-const RECV_TIMEOUT: Duration = Duration::from_secs(15);
+const RECV_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a new stream may take to answer at all.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long any command may take as a whole.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long `quiet` listens.
 const QUIET: Duration = Duration::from_millis(400);
 const MESSAGE_MAX: usize = i32::MAX as usize;
@@ -47,8 +52,14 @@ impl Session {
         Session { channel, streams: BTreeMap::new() }
     }
 
-    /// Runs one command line and returns what came back.
+    /// Runs one command line and returns what came back; a call without an answer ends after 20 s.
     pub async fn run(&mut self, line: &str) -> Vec<String> {
+        tokio::time::timeout(CALL_TIMEOUT, self.dispatch(line))
+            .await
+            .unwrap_or_else(|_| vec!["no answer in time".into()])
+    }
+
+    async fn dispatch(&mut self, line: &str) -> Vec<String> {
         let mut words = Words::new(line);
         let name = words.string().expect("a command has a name");
         let lines = match name.as_str() {
@@ -126,10 +137,13 @@ impl Session {
                 while !words.is_empty() {
                     ids.push(pb::LeaseKeepAliveRequest { id: words.number() });
                 }
-                let mut answers =
-                    lease.lease_keep_alive(tokio_stream::iter(ids)).await?.into_inner();
+                let expected = ids.len();
+                // The request side stays open: etcd ends the stream early otherwise.
+                let requests = tokio_stream::iter(ids).chain(tokio_stream::pending());
+                let mut answers = lease.lease_keep_alive(requests).await?.into_inner();
                 let mut lines = Vec::new();
-                while let Some(answer) = answers.message().await? {
+                while lines.len() < expected {
+                    let Some(answer) = answers.message().await? else { break };
                     let header = format::header(answer.header.as_ref());
                     lines.push(format!("{header} id={} ttl={}", answer.id, answer.ttl));
                 }
@@ -176,24 +190,31 @@ impl Session {
             "empty" => None,
             other => panic!("w knows no action {other:?}"),
         };
-        if !self.streams.contains_key(&stream) {
-            let (requests, outgoing) = mpsc::channel(64);
-            let mut client =
-                WatchClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX);
-            let responses = client.watch(ReceiverStream::new(outgoing)).await?.into_inner();
-            let requests = Some(requests);
-            self.streams.insert(stream.clone(), WatchStream { requests, responses });
+        let request = pb::WatchRequest { request_union };
+        if let Some(open) = self.streams.get(&stream) {
+            let requests = open.requests.as_ref().expect("the stream was closed by the script");
+            let sent = requests.send(request).await;
+            return Ok(if sent.is_ok() { vec![] } else { vec!["the stream has ended".into()] });
         }
-        let stream = self.streams.get(&stream).expect("the stream was just opened");
-        let requests = stream.requests.as_ref().expect("the stream was closed by the script");
-        let sent = requests.send(pb::WatchRequest { request_union }).await;
-        Ok(if sent.is_ok() { vec![] } else { vec!["the stream has ended".into()] })
+        // The first request goes ahead: etcd sends no headers before it has something to say.
+        let (requests, outgoing) = mpsc::channel(64);
+        requests.send(request).await.expect("the receiver is at hand");
+        let mut client =
+            WatchClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX);
+        let opening = client.watch(ReceiverStream::new(outgoing));
+        let pending = tokio::time::timeout(HEADERS_TIMEOUT, opening).await;
+        let Ok(opened) = pending else { return Ok(vec!["no headers".into()]) };
+        let responses = opened?.into_inner();
+        self.streams.insert(stream, WatchStream { requests: Some(requests), responses });
+        Ok(vec![])
     }
 
     async fn stream_command(&mut self, name: &str, words: &mut Words) -> Lines {
         let stream_name = words.string().expect("the stream is named");
-        let stream = self.streams.get_mut(&stream_name).expect("the stream was opened");
         let mut lines = Vec::new();
+        let Some(stream) = self.streams.get_mut(&stream_name) else {
+            return Ok(vec!["the stream never opened".into()]);
+        };
         match name {
             "recv" => {
                 let messages = if words.is_empty() { 1 } else { words.number() };
@@ -353,7 +374,9 @@ async fn alarm(client: &mut MaintenanceClient<Channel>, words: &mut Words) -> Li
             other => panic!("alarm knows no option {other:?}"),
         }
     }
-    let answer = client.alarm(request).await?.into_inner();
+    let mut answer = client.alarm(request).await?.into_inner();
+    // etcd keeps alarms in a map: their order means nothing.
+    answer.alarms.sort_by_key(|row| (row.member_id, row.alarm));
     let mut lines = vec![format::header(answer.header.as_ref())];
     lines.extend(answer.alarms.iter().map(|row| {
         format!("  member={} {}", row.member_id, row.alarm().as_str_name())

@@ -137,7 +137,7 @@ impl Server {
     fn wait_ready(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
-            if http_ok(self.client_port, "/readyz") {
+            if http_ok(self.client_port, "/health?exclude=NOSPACE&exclude=CORRUPT") {
                 return;
             }
             let child = self.child.as_mut().expect("the process was just started");
