@@ -59,7 +59,7 @@ impl LogStore {
             Bound::Excluded(index) => index.saturating_add(1),
             Bound::Unbounded => u64::MAX,
         };
-        let first = self.log.purged().index + 1;
+        let first = self.log.first_index();
         let end = self.log.last_id().index.saturating_add(1).max(first);
         (from.clamp(first, end), to.clamp(first, end))
     }
