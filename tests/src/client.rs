@@ -64,7 +64,7 @@ impl Session {
         let name = words.string().expect("a command has a name");
         let lines = match name.as_str() {
             "w" => self.watch_command(&mut words).await,
-            "recv" | "quiet" | "close" => self.stream_command(&name, &mut words).await,
+            "recv" | "recvset" | "quiet" | "close" => self.stream_command(&name, &mut words).await,
             "grant" | "revoke" | "keepalive" | "ttl" | "leases" => {
                 self.lease_command(&name, &mut words).await
             }
@@ -216,16 +216,23 @@ impl Session {
             return Ok(vec!["the stream never opened".into()]);
         };
         match name {
-            "recv" => {
+            "recv" | "recvset" => {
                 let messages = if words.is_empty() { 1 } else { words.number() };
+                let mut received = Vec::new();
                 for _ in 0..messages {
-                    match tokio::time::timeout(RECV_TIMEOUT, stream.responses.message()).await {
-                        Err(_) => lines.push("nothing came".into()),
-                        Ok(Ok(Some(response))) => lines.extend(format::watch(&response)),
-                        Ok(Ok(None)) => lines.push("end of stream".into()),
-                        Ok(Err(status)) => lines.extend(format::status(&status)),
-                    }
+                    let message = stream.responses.message();
+                    received.push(match tokio::time::timeout(RECV_TIMEOUT, message).await {
+                        Err(_) => vec!["nothing came".into()],
+                        Ok(Ok(Some(response))) => format::watch(&response),
+                        Ok(Ok(None)) => vec!["end of stream".into()],
+                        Ok(Err(status)) => format::status(&status),
+                    });
                 }
+                // Watchers of one stream are served in any order.
+                if name == "recvset" {
+                    received.sort();
+                }
+                lines.extend(received.into_iter().flatten());
             }
             "quiet" => match tokio::time::timeout(QUIET, stream.responses.message()).await {
                 Err(_) => lines.push("quiet".into()),
