@@ -1,0 +1,626 @@
+//! One watch stream of one client: reads its requests, takes what the hub delivers, reads history
+//! for watchers that are behind, and hands out responses one by one. A single owner does all this in
+//! turn, so the order of responses is the order in which things were handled. It is polled only when
+//! the client takes more, hence a slow client stops nothing but its own stream. It never routes
+//! events to others and never writes. It stands between `hub` and `services::watch`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Bound;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
+use kelson_api::Error;
+use kelson_api::etcdserverpb::watch_request::RequestUnion;
+use kelson_api::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
+use kelson_storage::Recent;
+use tokio::time::{Interval, MissedTickBehavior};
+use tonic::Status;
+
+use super::catch_up::{Found, Picker, Slice, read_slice};
+use super::hub::{Asker, Delivery, Hit, HubGone, HubHandle, Joined, Stay};
+use super::watchers::{Interest, Place, Watchers};
+use super::{Response, SharedRevision, Slot, Source};
+
+/// The id in responses that concern the whole stream or a watcher that never came to be.
+const NO_WATCH_ID: i64 = -1;
+
+/// Deliveries taken from the queue in one go, so that the client's next request is looked at too.
+const DELIVERIES_PER_TURN: usize = 64;
+
+/// Bytes of events taken from the queue in one go; what is taken no longer counts as queued.
+const BYTES_PER_TURN: usize = 256 * 1024;
+
+/// Shortest time between two progress ticks, whatever the flag says.
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// What the flags say about streams.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamOptions {
+    /// Responses of this size or more are cut for watchers that allow it. Unit: bytes.
+    pub fragment_bytes: usize,
+    /// Time between two progress ticks; each stream adds up to a tenth, so that they spread out.
+    pub progress_interval: Duration,
+}
+
+/// Resolves with the status that ends the stream from our side: no leader, or the server stops.
+pub type Ends = BoxFuture<'static, Status>;
+
+/// The state of one stream. `R` is the client's requests.
+pub struct WatchStream<S: Source, R> {
+    source: S,
+    hub: HubHandle,
+    options: StreamOptions,
+    requests: R,
+    ends: Ends,
+    watchers: Watchers,
+    /// Our stay in the hub, from the first join until the hub closes our queue.
+    stay: Option<Stay>,
+    /// Watchers that will ask the hub to join, before anything else happens.
+    joining: Vec<Interest>,
+    /// Watchers that are behind, by the first revision they miss. May name watchers that are gone.
+    lagging: BTreeMap<i64, Vec<Slot>>,
+    /// The group that was read last; the next one above it is the next to be read.
+    served_group: i64,
+    slice: Option<RunningSlice>,
+    /// Responses in order. Bounded by what one step may add: one turn of deliveries or one slice.
+    ready: VecDeque<Response>,
+    progress_timer: Interval,
+    state: State,
+    /// What the gauge of slow watchers holds on our behalf.
+    reported_slow: usize,
+}
+
+/// Whether the stream goes on.
+enum State {
+    Running,
+    /// It ends after the responses that are ready.
+    Ending(Result<(), Status>),
+    Ended,
+}
+
+/// A read of history under way.
+struct RunningSlice {
+    members: Vec<Slot>,
+    result: BoxFuture<'static, Slice>,
+}
+
+/// What can happen to a stream.
+enum Step {
+    SliceRead(Slice),
+    Over(Status),
+    Asked(Option<Result<WatchRequest, Status>>),
+    Ticked,
+    Delivered(Option<Delivery>),
+}
+
+impl<S, R> WatchStream<S, R>
+where
+    S: Source,
+    R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
+{
+    /// A stream without watchers. Needs a tokio runtime with time.
+    pub fn new(source: S, hub: HubHandle, options: StreamOptions, requests: R, ends: Ends) -> Self {
+        hub.stats.move_streams(1);
+        WatchStream {
+            source,
+            hub,
+            options,
+            requests,
+            ends,
+            watchers: Watchers::default(),
+            stay: None,
+            joining: Vec::new(),
+            lagging: BTreeMap::new(),
+            served_group: 0,
+            slice: None,
+            ready: VecDeque::new(),
+            progress_timer: progress_timer(options.progress_interval),
+            state: State::Running,
+            reported_slow: 0,
+        }
+    }
+
+    /// The responses as a stream that ends with the status of the call.
+    pub fn responses(self) -> impl Stream<Item = Result<Response, Status>> + Send + 'static {
+        futures::stream::unfold(Box::new(self), |mut stream| async move {
+            let item = stream.next().await?;
+            Some((item, stream))
+        })
+    }
+
+    /// The next response; `None` once the stream has ended well or after its error.
+    pub async fn next(&mut self) -> Option<Result<Response, Status>> {
+        loop {
+            if self.ask_to_join().await.is_err() {
+                self.end(Err(Error::Stopped.into()));
+            }
+            if let Some(response) = self.ready.pop_front() {
+                return Some(Ok(response));
+            }
+            match std::mem::replace(&mut self.state, State::Ended) {
+                State::Running => self.state = State::Running,
+                State::Ending(Err(status)) => return Some(Err(status)),
+                State::Ending(Ok(())) | State::Ended => return None,
+            }
+            self.start_slice();
+            let step = self.wait().await;
+            if self.take(step).await.is_err() {
+                self.end(Err(Error::Stopped.into()));
+            }
+            self.report_slow();
+        }
+    }
+
+    /// Waits for the next thing to happen. The order makes sure that a flood of one kind does not
+    /// hold up the kinds that are rare: events are many, so they come last.
+    async fn wait(&mut self) -> Step {
+        tokio::select! {
+            biased;
+            slice = slice_read(&mut self.slice) => Step::SliceRead(slice),
+            status = &mut self.ends => Step::Over(status),
+            request = self.requests.next() => Step::Asked(request),
+            () = ticked(&mut self.progress_timer, self.watchers.notified() > 0) => Step::Ticked,
+            delivery = delivered(&mut self.stay) => Step::Delivered(delivery),
+        }
+    }
+
+    async fn take(&mut self, step: Step) -> Result<(), HubGone> {
+        match step {
+            Step::SliceRead(slice) => self.take_slice(slice),
+            Step::Over(status) => self.end(Err(status)),
+            Step::Asked(Some(Ok(request))) => self.answer(request).await?,
+            Step::Asked(Some(Err(status))) => self.end(Err(status)),
+            Step::Asked(None) => self.end(Ok(())),
+            Step::Ticked => self.tick().await?,
+            Step::Delivered(Some(delivery)) => {
+                let mut bytes = self.take_delivery(delivery).await?;
+                for _ in 1..DELIVERIES_PER_TURN {
+                    let next = self.stay.as_mut().and_then(|stay| stay.queue.try_recv().ok());
+                    let Some(delivery) = next else { break };
+                    bytes += self.take_delivery(delivery).await?;
+                    if bytes > BYTES_PER_TURN {
+                        break;
+                    }
+                }
+            }
+            Step::Delivered(None) => self.left_behind(),
+        }
+        Ok(())
+    }
+
+    /// Stops everything but handing out what is ready.
+    fn end(&mut self, result: Result<(), Status>) {
+        if matches!(self.state, State::Running) {
+            self.state = State::Ending(result);
+            self.stay = None;
+            self.joining.clear();
+        }
+    }
+
+    // Requests of the client.
+
+    async fn answer(&mut self, request: WatchRequest) -> Result<(), HubGone> {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(request)) => self.create(&request),
+            Some(RequestUnion::CancelRequest(request)) => self.cancel(request.watch_id).await?,
+            Some(RequestUnion::ProgressRequest(_)) => {
+                // A watcher that lags means no answer, ever: the client asks again.
+                if let Some(stay) = &self.stay
+                    && self.watchers.lagging() == 0
+                {
+                    stay.progress(Asker::Client).await?;
+                }
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, request: &WatchCreateRequest) {
+        let revision = self.source.revision();
+        let header = Some(self.source.header(revision));
+        let created = WatchResponse { header, created: true, ..Default::default() };
+        let slot = match self.watchers.create(request, revision) {
+            Ok(slot) => slot,
+            Err(error) => {
+                return self.ready.push_back(Response::bare(WatchResponse {
+                    watch_id: NO_WATCH_ID,
+                    canceled: true,
+                    cancel_reason: error.to_string(),
+                    ..created
+                }));
+            }
+        };
+        self.hub.stats.move_watchers(1);
+        if request.progress_notify && self.watchers.notified() == 1 {
+            self.progress_timer.reset();
+        }
+        let watch_id = self.watchers.get(slot).map_or(NO_WATCH_ID, |watcher| watcher.watch_id);
+        self.ready.push_back(Response::bare(WatchResponse { watch_id, ..created }));
+        let compacted = self.source.compacted();
+        if request.start_revision != 0 && request.start_revision < compacted {
+            self.cancel_compacted(slot, compacted);
+        } else {
+            self.settle(slot, revision);
+        }
+    }
+
+    async fn cancel(&mut self, watch_id: i64) -> Result<(), HubGone> {
+        let Some(slot) = self.watchers.slot(watch_id) else { return Ok(()) };
+        self.forget(slot);
+        let header = Some(self.source.header(self.source.revision()));
+        let canceled = WatchResponse { header, watch_id, canceled: true, ..Default::default() };
+        self.ready.push_back(Response::bare(canceled));
+        match &self.stay {
+            Some(stay) => stay.leave(slot).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the client that history it needs is gone. The watcher is not in the hub.
+    fn cancel_compacted(&mut self, slot: Slot, compact_revision: i64) {
+        let Some(watch_id) = self.forget(slot) else { return };
+        self.ready.push_back(Response::bare(WatchResponse {
+            header: Some(self.source.header(0)),
+            watch_id,
+            canceled: true,
+            compact_revision,
+            ..Default::default()
+        }));
+    }
+
+    fn forget(&mut self, slot: Slot) -> Option<i64> {
+        let watcher = self.watchers.remove(slot)?;
+        self.joining.retain(|interest| interest.slot != slot);
+        self.hub.stats.move_watchers(-1);
+        Some(watcher.watch_id)
+    }
+
+    // Places of watchers.
+
+    /// Decides how a watcher that is not in the hub goes on: near the newest revision it joins the
+    /// hub, otherwise it reads history.
+    fn settle(&mut self, slot: Slot, revision: i64) {
+        let Some(watcher) = self.watchers.get(slot) else { return };
+        let next = watcher.interest.next;
+        if revision - next >= self.hub.tuning.join_gap {
+            self.read_history(slot);
+        } else {
+            self.joining.push(watcher.interest.clone());
+            self.watchers.set_place(slot, Place::Joining);
+        }
+    }
+
+    /// Puts a watcher that is not in the hub among those that read history.
+    fn read_history(&mut self, slot: Slot) {
+        let Some(watcher) = self.watchers.get(slot) else { return };
+        self.lagging.entry(watcher.interest.next).or_default().push(slot);
+        self.watchers.set_place(slot, Place::Lagging);
+    }
+
+    async fn ask_to_join(&mut self) -> Result<(), HubGone> {
+        if self.joining.is_empty() {
+            return Ok(());
+        }
+        if self.stay.is_none() {
+            self.stay = Some(self.hub.open().await?);
+        }
+        let stay = self.stay.as_ref().expect("it was opened just now");
+        stay.join(std::mem::take(&mut self.joining)).await
+    }
+
+    /// The hub has closed our queue and we have emptied it: every live watcher has got all events
+    /// below the revision that the hub left for us, and none from there on.
+    fn left_behind(&mut self) {
+        let Some(stay) = self.stay.take() else { return };
+        let lost_from = stay.lane.lost_from();
+        if lost_from == 0 {
+            // The hub did not even say good-bye: it is gone, and nobody knows where we stand.
+            return self.end(Err(Error::Stopped.into()));
+        }
+        self.joining.clear();
+        let revision = self.source.revision();
+        let mut slots = Vec::new();
+        for watcher in self.watchers.iter_mut() {
+            if watcher.place == Place::Live {
+                watcher.interest.next = watcher.interest.next.max(lost_from);
+            }
+            if watcher.place != Place::Lagging {
+                slots.push(watcher.interest.slot);
+            }
+        }
+        slots.sort_unstable();
+        for slot in slots {
+            self.settle(slot, revision);
+        }
+    }
+
+    /// Takes watchers out of the hub that it has just let in, to go on from history.
+    async fn go_back(&mut self, slots: &[Slot]) -> Result<(), HubGone> {
+        for slot in slots {
+            self.read_history(*slot);
+            if let Some(stay) = &self.stay {
+                stay.leave(*slot).await?;
+            }
+        }
+        Ok(())
+    }
+
+    // What the hub delivers.
+
+    /// Returns the bytes of events that were taken.
+    async fn take_delivery(&mut self, delivery: Delivery) -> Result<usize, HubGone> {
+        match delivery {
+            Delivery::Events(revision, hits) => {
+                let hits = hits.as_slice();
+                self.hub.stats.move_pending_events(-(hits.len() as i64));
+                if let Some(stay) = &self.stay {
+                    stay.lane.release(revision.bytes());
+                }
+                self.take_events(&revision, hits);
+                return Ok(revision.bytes());
+            }
+            Delivery::Joined(joined) => self.take_joined(joined).await?,
+            Delivery::Progress(position, Asker::Client) => self.tell_client(position),
+            Delivery::Progress(position, Asker::Timer) => self.tell_idle(position),
+        }
+        Ok(0)
+    }
+
+    fn take_events(&mut self, revision: &SharedRevision, hits: &[Hit]) {
+        let header = self.source.header(revision.revision());
+        for group in hits.chunk_by(|left, right| left.slot == right.slot) {
+            // Whoever is not live left the hub after these events were queued, and gets them from
+            // history if at all.
+            let watcher = self.watchers.get(group[0].slot);
+            let Some(watcher) = watcher.filter(|watcher| watcher.place == Place::Live) else {
+                continue;
+            };
+            let prev_kv = watcher.interest.prev_kv;
+            let frames = group.iter().map(|hit| revision.frame(hit.event, prev_kv)).collect();
+            self.send_events(group[0].slot, header, frames);
+        }
+    }
+
+    /// Watchers are in the hub now: from its position on they are live; up to there they get the
+    /// events from the feed, before anything that the hub delivers later.
+    async fn take_joined(&mut self, answer: Joined) -> Result<(), HubGone> {
+        let Joined { position, joined, behind } = answer;
+        for slot in behind {
+            // The hub is ahead of what `settle` saw; it does not matter if it is near again.
+            if self.watchers.is_joining(slot) {
+                self.read_history(slot);
+            }
+        }
+        let mut gap = Vec::new();
+        for slot in joined {
+            if !self.watchers.is_joining(slot) {
+                continue;
+            }
+            self.watchers.set_place(slot, Place::Live);
+            let watcher = self.watchers.get(slot);
+            if watcher.is_some_and(|watcher| watcher.interest.next <= position) {
+                gap.push(slot);
+            }
+        }
+        if gap.is_empty() {
+            return Ok(());
+        }
+        if self.fill_gap(&gap, position) { Ok(()) } else { self.go_back(&gap).await }
+    }
+
+    /// Sends what the feed has up to `position` to watchers that have just joined there. Returns
+    /// false if the feed does not reach back far enough, or holds too much for one go; then the
+    /// watchers are as far as their `next` says.
+    fn fill_gap(&mut self, slots: &[Slot], position: i64) -> bool {
+        let interests =
+            || slots.iter().filter_map(|slot| Some(&self.watchers.get(*slot)?.interest));
+        let first = interests().map(|interest| interest.next).min().unwrap_or(position + 1);
+        let Recent::Batches(batches) = self.source.recent(first - 1) else { return false };
+        let mut picker = Picker::new(interests());
+        let mut next = first;
+        for revised in batches.iter().take_while(|revised| revised.revision <= position) {
+            if revised.revision != next || picker.is_full(&self.hub.tuning) {
+                break;
+            }
+            // The feed gives the state before each event by itself.
+            let _complete = picker.pick(revised, |revised, _| Some(revised.clone()));
+            next += 1;
+        }
+        self.send_found(picker.finish(), slots, next);
+        next > position
+    }
+
+    // History.
+
+    /// Starts to read the next piece of history, if any watcher needs it and no read is running.
+    fn start_slice(&mut self) {
+        while self.slice.is_none() && !self.lagging.is_empty() {
+            let above = (Bound::Excluded(self.served_group), Bound::Unbounded);
+            let first = self.lagging.range(above).next().or(self.lagging.first_key_value());
+            let Some(from) = first.map(|(from, _)| *from) else { return };
+            self.served_group = from;
+            let mut members = self.lagging.remove(&from).unwrap_or_default();
+            members.retain(|slot| self.watchers.get(*slot).is_some());
+            if members.is_empty() {
+                continue;
+            }
+            // Stopping where the next group stands makes them one group from then on.
+            let next_group = self.lagging.range(from..).next();
+            let before = next_group.map_or(i64::MAX, |(from, _)| *from);
+            let watchers = members.iter().filter_map(|slot| self.watchers.get(*slot));
+            let interests = watchers.map(|watcher| watcher.interest.clone()).collect();
+            let result = run_slice(self.source.clone(), &self.hub, interests, from, before);
+            self.slice = Some(RunningSlice { members, result });
+        }
+    }
+
+    fn take_slice(&mut self, slice: Slice) {
+        let Some(RunningSlice { members, .. }) = self.slice.take() else { return };
+        match slice {
+            Slice::Read { found, next } => {
+                self.send_found(found, &members, next);
+                let revision = self.source.revision();
+                for slot in members {
+                    self.settle(slot, revision);
+                }
+            }
+            Slice::Compacted(revision) => {
+                for slot in members {
+                    self.cancel_compacted(slot, revision);
+                }
+            }
+            Slice::Failed(error) => self.end(Err(error.into())),
+        }
+    }
+
+    /// Sends events from history or feed, and notes that these watchers now stand at `next`.
+    fn send_found(&mut self, found: BTreeMap<Slot, Vec<Found>>, slots: &[Slot], next: i64) {
+        let header = self.source.header(self.source.revision());
+        for (slot, events) in found {
+            let Some(watcher) = self.watchers.get(slot) else { continue };
+            let prev_kv = watcher.interest.prev_kv;
+            let frames = events.iter().map(|found| found.revision.frame(found.event, prev_kv));
+            let frames = frames.collect();
+            self.send_events(slot, header, frames);
+        }
+        for slot in slots {
+            if let Some(watcher) = self.watchers.get_mut(*slot) {
+                watcher.interest.next = watcher.interest.next.max(next);
+            }
+        }
+    }
+
+    fn send_events(&mut self, slot: Slot, header: ResponseHeader, frames: Vec<bytes::Bytes>) {
+        let Some(watcher) = self.watchers.get_mut(slot) else { return };
+        watcher.is_active = true;
+        self.hub.stats.count_events_sent(frames.len() as u64);
+        let response = Response::events(header, watcher.watch_id, frames);
+        if watcher.fragment {
+            self.ready.extend(response.into_fragments(self.options.fragment_bytes));
+        } else {
+            self.ready.push_back(response);
+        }
+    }
+
+    // Progress.
+
+    /// The hub has told us that all up to `position` came before this point of its queue. If every
+    /// watcher is served up to there, the client may know.
+    fn tell_client(&mut self, position: i64) {
+        let all_synced = self.watchers.iter().all(|watcher| watcher.is_synced(position));
+        if all_synced && self.watchers.len() > 0 {
+            self.tell(NO_WATCH_ID, position);
+        }
+    }
+
+    /// The same for watchers that were idle at the last tick, each for itself.
+    fn tell_idle(&mut self, position: i64) {
+        let mut idle = Vec::new();
+        for watcher in self.watchers.iter_mut().filter(|watcher| watcher.is_due) {
+            watcher.is_due = false;
+            if !watcher.is_active && watcher.is_synced(position) {
+                idle.push(watcher.watch_id);
+            }
+        }
+        idle.sort_unstable();
+        for watch_id in idle {
+            self.tell(watch_id, position);
+        }
+    }
+
+    fn tell(&mut self, watch_id: i64, position: i64) {
+        let header = Some(self.source.header(position));
+        let progress = WatchResponse { header, watch_id, ..Default::default() };
+        self.ready.push_back(Response::bare(progress));
+    }
+
+    async fn tick(&mut self) -> Result<(), HubGone> {
+        let mut is_any_due = false;
+        for watcher in self.watchers.iter_mut().filter(|watcher| watcher.progress_notify) {
+            watcher.is_due = !watcher.is_active;
+            watcher.is_active = false;
+            is_any_due |= watcher.is_due;
+        }
+        match &self.stay {
+            Some(stay) if is_any_due => stay.progress(Asker::Timer).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<S: Source, R> WatchStream<S, R> {
+    /// Brings the gauge of slow watchers up to date.
+    fn report_slow(&mut self) {
+        let slow = self.watchers.lagging();
+        if slow != self.reported_slow {
+            self.hub.stats.move_slow_watchers(slow as i64 - self.reported_slow as i64);
+            self.reported_slow = slow;
+        }
+    }
+}
+
+impl<S: Source, R> Drop for WatchStream<S, R> {
+    fn drop(&mut self) {
+        self.hub.stats.move_streams(-1);
+        self.hub.stats.move_watchers(-(self.watchers.len() as i64));
+        self.hub.stats.move_slow_watchers(-(self.reported_slow as i64));
+    }
+}
+
+fn progress_timer(interval: Duration) -> Interval {
+    let jitter = (RandomState::new().hash_one(0_u8) % 1000) as u32;
+    let period = interval.max(PROGRESS_INTERVAL_MIN);
+    let period = period + period / 10_000 * jitter;
+    let mut timer = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
+}
+
+/// Reads a slice on a blocking thread, when it is our turn.
+fn run_slice<S: Source>(
+    source: S,
+    hub: &HubHandle,
+    interests: Vec<Interest>,
+    from: i64,
+    before: i64,
+) -> BoxFuture<'static, Slice> {
+    let (permits, tuning) = (hub.slices.clone(), hub.tuning);
+    async move {
+        let permit = permits.acquire_owned().await;
+        let read = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            read_slice(&source, &interests, from, before, &tuning)
+        });
+        // A join error means that the read panicked or the runtime ends.
+        read.await.unwrap_or(Slice::Failed(Error::Stopped))
+    }
+    .boxed()
+}
+
+/// Waits for the running read. Cancel safe: the read stays in place.
+async fn slice_read(slice: &mut Option<RunningSlice>) -> Slice {
+    match slice {
+        Some(slice) => (&mut slice.result).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the next tick, if ticks are wanted. Cancel safe.
+async fn ticked(timer: &mut Interval, is_wanted: bool) {
+    if is_wanted {
+        timer.tick().await;
+    } else {
+        std::future::pending().await
+    }
+}
+
+/// Waits for the next delivery; `None` = the hub has closed the queue. Cancel safe.
+async fn delivered(stay: &mut Option<Stay>) -> Option<Delivery> {
+    match stay {
+        Some(stay) => stay.queue.recv().await,
+        None => std::future::pending().await,
+    }
+}
