@@ -79,8 +79,10 @@ async fn watches(client: &mut Client) -> Outcome {
     client.put(key("w"), "1", None).await?;
     client.delete(key("w"), None).await?;
     let mut seen = Vec::new();
+    let mut watch_id = -1;
     while seen.len() < 3 {
         let response = stream.message().await?.ok_or("the watch ended early")?;
+        watch_id = response.watch_id();
         for event in response.events() {
             let kv = event.kv().ok_or("an event without a key")?;
             seen.push((event.event_type(), kv.mod_revision() - from, kv.value().to_vec()));
@@ -92,7 +94,6 @@ async fn watches(client: &mut Client) -> Outcome {
         (EventType::Delete, 2, Vec::new()),
     ];
     assert_eq!(seen, want, "events of the watch");
-    let watch_id = stream.watch_id();
     stream.cancel(watch_id).await?;
     while let Some(response) = stream.message().await? {
         if response.canceled() {
