@@ -203,3 +203,24 @@ pub(crate) struct Delta {
     /// Rough memory use, for the bound of the persister's queue.
     pub(crate) bytes: usize,
 }
+
+/// Counts of what happened since the start, for metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Keys put.
+    pub puts: u64,
+    /// Keys deleted.
+    pub deletes: u64,
+    /// Range requests, those in transactions included.
+    pub ranges: u64,
+    /// Transactions.
+    pub txns: u64,
+    /// Events made for watchers.
+    pub events: u64,
+    /// Compactions carried out.
+    pub compactions: u64,
+    /// Revisions that compactions removed.
+    pub compacted_rows: u64,
+    /// Reads of old revisions that went to the disk.
+    pub disk_reads: u64,
+}

@@ -1,0 +1,193 @@
+//! Compaction: in force for readers at once, carried out in the background. A thread of its own walks
+//! the index in small steps, drops what is no longer retained and hands the rows to the persister in
+//! slices with pauses. Pins hold the removal back while somebody scans an old revision.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use kelson_api::Error;
+use parking_lot::{Condvar, Mutex};
+
+use super::index::Doomed;
+use super::state::{State, count};
+
+/// Keys per hold of the index lock.
+const STEP: usize = 256;
+
+/// The compaction revision, the work that is left, and who holds it back.
+pub(crate) struct Compaction {
+    compacted: AtomicI64,
+    work: Mutex<Work>,
+    changed: Condvar,
+}
+
+struct Work {
+    /// Revision up to which rows should go; never beyond `compacted`.
+    wanted: i64,
+    /// Revision up to which rows have been handed to the persister.
+    done: i64,
+    /// Readers of old revisions by revision.
+    pins: BTreeMap<i64, usize>,
+    stop: bool,
+}
+
+impl Compaction {
+    /// `scheduled` and `finished` are -1 if there never was a compaction.
+    pub(crate) fn new(scheduled: i64, finished: i64) -> Self {
+        let work = Work { wanted: scheduled, done: finished, pins: BTreeMap::new(), stop: false };
+        Self {
+            compacted: AtomicI64::new(scheduled),
+            work: Mutex::new(work),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Reads below this revision fail; -1 = never compacted.
+    pub(crate) fn compacted(&self) -> i64 {
+        self.compacted.load(Ordering::Acquire)
+    }
+
+    /// Puts a compaction in force and wakes the thread.
+    pub(crate) fn schedule(&self, revision: i64) {
+        let mut work = self.work.lock();
+        self.compacted.store(revision, Ordering::Release);
+        work.wanted = revision;
+        self.changed.notify_all();
+    }
+
+    /// Takes over from a replaced state.
+    pub(crate) fn restart(&self, scheduled: i64, finished: i64) {
+        let mut work = self.work.lock();
+        self.compacted.store(scheduled, Ordering::Release);
+        (work.wanted, work.done) = (scheduled, finished);
+        self.changed.notify_all();
+    }
+
+    /// Ends the thread after its current slice; what is left resumes at the next start.
+    pub(crate) fn stop(&self) {
+        self.work.lock().stop = true;
+        self.changed.notify_all();
+    }
+
+    fn pin(&self, revision: i64) -> Result<(), Error> {
+        let mut work = self.work.lock();
+        if revision < self.compacted() {
+            return Err(Error::Compacted);
+        }
+        *work.pins.entry(revision).or_default() += 1;
+        Ok(())
+    }
+
+    fn unpin(&self, revision: i64) {
+        let mut work = self.work.lock();
+        if let Some(holders) = work.pins.get_mut(&revision) {
+            *holders -= 1;
+            if *holders == 0 {
+                work.pins.remove(&revision);
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    /// Waits for a compaction that nobody holds back. `None` = stop.
+    fn next(&self) -> Option<i64> {
+        let mut work = self.work.lock();
+        loop {
+            if work.stop {
+                return None;
+            }
+            let is_free = work.pins.first_key_value().is_none_or(|(&pin, _)| pin >= work.wanted);
+            if work.wanted > work.done && is_free {
+                return Some(work.wanted);
+            }
+            self.changed.wait(&mut work);
+        }
+    }
+
+    fn finish(&self, revision: i64) {
+        let mut work = self.work.lock();
+        work.done = work.done.max(revision);
+    }
+
+    /// Sleeps between slices; returns false if it is time to stop.
+    fn pause(&self, length: Duration) -> bool {
+        let until = Instant::now() + length;
+        let mut work = self.work.lock();
+        while !work.stop {
+            if self.changed.wait_until(&mut work, until).timed_out() {
+                break;
+            }
+        }
+        !work.stop
+    }
+}
+
+/// Keeps the rows of one revision on disk while it lives, whatever is compacted meanwhile.
+pub struct Pin {
+    state: Arc<State>,
+    revision: i64,
+}
+
+impl Pin {
+    pub(crate) fn new(state: Arc<State>, revision: i64) -> Result<Self, Error> {
+        state.compaction.pin(revision)?;
+        Ok(Self { state, revision })
+    }
+
+    /// The revision that stays readable on disk.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.state.compaction.unpin(self.revision);
+    }
+}
+
+/// How the thread spreads its work. Limits: etcd's own, changeable by flag.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// Rows per slice.
+    pub(crate) batch_limit: usize,
+    /// Pause after a full slice.
+    pub(crate) sleep: Duration,
+}
+
+/// Runs compactions until told to stop.
+pub(crate) fn run(state: &State, pace: Pace) {
+    while let Some(revision) = state.compaction.next() {
+        count(&state.counters.compactions, 1);
+        if !compact(state, revision, pace) {
+            return;
+        }
+        state.compaction.finish(revision);
+    }
+}
+
+/// Returns false if it was stopped before the end.
+fn compact(state: &State, revision: i64, pace: Pace) -> bool {
+    let limit = pace.batch_limit.max(1);
+    let mut doomed = Doomed::new();
+    let mut after: Option<Box<[u8]>> = None;
+    loop {
+        after = state.index.write().compact(revision, after.as_deref(), STEP, &mut doomed);
+        while doomed.len() > limit {
+            let rest = doomed.split_off(limit);
+            let slice = std::mem::replace(&mut doomed, rest);
+            count(&state.counters.compacted_rows, slice.len() as u64);
+            state.persister().remove_rows(slice, revision, false);
+            if !state.compaction.pause(pace.sleep) {
+                return false;
+            }
+        }
+        if after.is_none() {
+            count(&state.counters.compacted_rows, doomed.len() as u64);
+            state.persister().remove_rows(doomed, revision, true);
+            return true;
+        }
+    }
+}

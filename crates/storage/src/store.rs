@@ -1,0 +1,279 @@
+//! The one writer. It turns log entries into state and hands each entry's changes to the persister as
+//! one delta; it never waits for the disk, except when the persister's queue is over its bound. Also
+//! here: how the state is put together from what the disk remembers.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use kelson_api::command::{Command, MembersChange};
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use crate::feed::Feed;
+use crate::lease::Leases;
+use crate::mvcc::apply::{apply, change_members};
+use crate::mvcc::compact::{self, Compaction, Pace};
+use crate::mvcc::index::{Entry, Index};
+use crate::mvcc::row;
+use crate::mvcc::state::{Cluster, Counters, State};
+use crate::persist::{Persister, Recovered};
+use crate::reader::Reader;
+use crate::types::{Delta, Fatal, LogId, MetaChange, Outcome, Row};
+
+/// Memory of a delta beside its rows.
+const DELTA_COST: usize = 128;
+/// A larger buffer for marshalling rows is given back after the entry. Unit: bytes.
+const SCRATCH_MAX: usize = 1 << 20;
+
+/// Applies the log. There is one per member, owned by raft's state machine.
+pub struct Store {
+    state: Arc<State>,
+    scratch: Vec<u8>,
+    compactor: Option<JoinHandle<()>>,
+}
+
+impl Store {
+    /// The last entry applied.
+    pub fn applied(&self) -> LogId {
+        *self.state.applied.read()
+    }
+
+    /// The raft membership last applied and where it was agreed; the bytes are the raft crate's own.
+    pub fn membership(&self) -> Option<(LogId, Bytes)> {
+        self.state.cluster.read().membership.clone()
+    }
+
+    /// Applies one entry; an empty one only moves the applied position. Each command is atomic and
+    /// visible to readers when this returns; the whole entry becomes durable together, later. Blocks
+    /// while the persister's queue is over its bound.
+    ///
+    /// # Errors
+    /// This member cannot go on; the caller ends the process.
+    pub fn apply(&mut self, id: LogId, commands: &[Command]) -> Result<Vec<Outcome>, Fatal> {
+        let mut delta = self.begin(id)?;
+        let mut outcomes = Vec::with_capacity(commands.len());
+        for command in commands {
+            outcomes.push(apply(&self.state, command, &mut delta, &mut self.scratch)?);
+        }
+        self.finish(delta)?;
+        Ok(outcomes)
+    }
+
+    /// Applies a membership entry: raft's own bytes, and the change of the members table with it.
+    ///
+    /// # Errors
+    /// As `apply`.
+    pub fn apply_membership(
+        &mut self,
+        id: LogId,
+        membership: Bytes,
+        change: Option<&MembersChange>,
+    ) -> Result<(), Fatal> {
+        let mut delta = self.begin(id)?;
+        // Copied: the bytes may be a slice of a whole log batch.
+        let membership = Bytes::copy_from_slice(&membership);
+        self.state.cluster.write().membership = Some((id, membership.clone()));
+        delta.bytes += membership.len();
+        delta.meta.push(MetaChange::Membership(id, membership));
+        if let Some(change) = change {
+            change_members(&self.state, &mut delta, change);
+        }
+        self.finish(delta)
+    }
+
+    fn begin(&self, id: LogId) -> Result<Delta, Fatal> {
+        let applied = self.applied();
+        if id.index <= applied.index {
+            let text = format!("entry {} comes after entry {}", id.index, applied.index);
+            return Err(Fatal(text));
+        }
+        Ok(Delta { id, rows: Vec::new(), meta: Vec::new(), bytes: DELTA_COST })
+    }
+
+    fn finish(&mut self, delta: Delta) -> Result<(), Fatal> {
+        let id = delta.id;
+        self.state.persister().push(delta)?;
+        self.state.feed.hand_over(self.state.current());
+        *self.state.applied.write() = id;
+        if self.scratch.capacity() > SCRATCH_MAX {
+            self.scratch = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// The last entry whose changes are on disk, and a signal each time it moves: the log may be
+    /// purged up to there.
+    pub fn durable_applied(&self) -> watch::Receiver<LogId> {
+        self.state.persister().durable_watch()
+    }
+
+    /// Replaces the whole state by one received from the leader. Readers, the feed and their signals
+    /// stay valid; a reader in the middle of a walk goes on in the new state, which holds the same
+    /// history.
+    pub(crate) fn install(&mut self, loaded: Loaded, persister: Arc<Persister>) {
+        let state = &self.state;
+        let scheduled = loaded.scheduled;
+        {
+            let mut index = state.index.write();
+            *index = loaded.index;
+            *state.leases.write() = loaded.leases;
+            *state.cluster.write() = loaded.cluster;
+            *state.persister.write() = persister;
+            *state.applied.write() = loaded.applied;
+            state.compaction.restart(scheduled, loaded.finished);
+            state.feed.restart(loaded.revision);
+        }
+        state.announce_lease_change();
+    }
+
+    /// A reader of this store.
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.state.clone())
+    }
+
+    /// Ends the background work after a final checkpoint. Readers stay usable for what is in memory.
+    pub fn shutdown(mut self) {
+        self.close();
+    }
+
+    fn close(&mut self) {
+        self.state.compaction.stop();
+        if let Some(compactor) = self.compactor.take() {
+            if compactor.join().is_err() {
+                tracing::error!("the compaction thread panicked");
+            }
+            self.state.persister().shutdown();
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Builds the state from the rows on disk.
+#[derive(Default)]
+pub(crate) struct Loader {
+    index: Index,
+    newest: i64,
+}
+
+/// A state that nobody sees yet.
+pub(crate) struct Loaded {
+    index: Index,
+    leases: Leases,
+    cluster: Cluster,
+    applied: LogId,
+    revision: i64,
+    /// Compactions in force and carried out; -1 = never.
+    scheduled: i64,
+    finished: i64,
+}
+
+impl Loader {
+    /// An empty state.
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the next row, in revision order.
+    ///
+    /// # Errors
+    /// The row is not what a store writes.
+    pub(crate) fn row(&mut self, found: &Row) -> Result<(), Fatal> {
+        let damaged = |what| {
+            Fatal(format!("row {}.{}: {what}", found.key.main, found.key.sub))
+        };
+        let parsed = row::parse(&found.kv).ok_or_else(|| damaged("not a key-value record"))?;
+        if found.key.main < self.newest {
+            return Err(damaged("out of order"));
+        }
+        u32::try_from(found.key.sub).map_err(|_| damaged("too many changes in one revision"))?;
+        self.newest = found.key.main;
+        let key = &found.kv[parsed.key.clone()];
+        // The key must stand where the index looks for it; etcd and this store write it so, but the
+        // format leaves it open. The copy frees the row from the buffer it was read in.
+        let canonical = if parsed.key.start == row::key_start(key.len()) || key.is_empty() {
+            Arc::from(found.kv.as_ref())
+        } else {
+            let fields = row::Fields {
+                key,
+                value: &found.kv[parsed.value],
+                create_revision: parsed.create_revision,
+                mod_revision: parsed.mod_revision,
+                version: parsed.version,
+                lease: parsed.lease,
+            };
+            row::encode(&mut Vec::new(), &fields)
+        };
+        self.index.load(Entry::new(canonical, key.len(), found.key, found.tombstone));
+        Ok(())
+    }
+
+    /// Adds what is not in rows. The revision never goes back behind a compaction.
+    pub(crate) fn finish(mut self, recovered: Recovered) -> Loaded {
+        self.index.count_blocks();
+        let scheduled = recovered.scheduled_compaction.max(recovered.finished_compaction);
+        let floor = scheduled.unwrap_or(-1).max(recovered.current_revision_floor);
+        let mut leases = Leases::default();
+        for lease in recovered.leases {
+            leases.put(lease);
+        }
+        for entry in self.index.iter().filter(|entry| entry.is_live()) {
+            let parsed = row::parse(entry.row()).expect("checked when the row was added");
+            if parsed.lease != 0 {
+                leases.reattach(entry.key(), 0, parsed.lease);
+            }
+        }
+        let cluster = Cluster {
+            alarms: recovered.alarms.iter().map(|alarm| (alarm.alarm, alarm.member_id)).collect(),
+            members: recovered.members.into_iter().map(|member| (member.id, member)).collect(),
+            removed: recovered.removed.into_iter().collect(),
+            uuids: recovered.uuids.into_iter().collect(),
+            version: recovered.cluster_version,
+            membership: recovered.membership,
+        };
+        Loaded {
+            index: self.index,
+            leases,
+            cluster,
+            applied: recovered.applied,
+            // An empty store is at revision 1.
+            revision: self.newest.max(floor).max(1),
+            scheduled: scheduled.unwrap_or(-1),
+            finished: recovered.finished_compaction.unwrap_or(-1),
+        }
+    }
+}
+
+/// Puts a loaded state into service; an unfinished compaction resumes.
+///
+/// # Errors
+/// The compaction thread cannot be started.
+pub(crate) fn assemble(
+    loaded: Loaded,
+    persister: Arc<Persister>,
+    pace: Pace,
+) -> Result<(Store, Reader), Fatal> {
+    let state = Arc::new(State {
+        index: RwLock::new(loaded.index),
+        leases: RwLock::new(loaded.leases),
+        cluster: RwLock::new(loaded.cluster),
+        feed: Feed::new(loaded.revision),
+        compaction: Compaction::new(loaded.scheduled, loaded.finished),
+        persister: RwLock::new(persister),
+        applied: RwLock::new(loaded.applied),
+        lease_moves: watch::Sender::new(0),
+        counters: Counters::default(),
+    });
+    let shared = state.clone();
+    let compactor = std::thread::Builder::new()
+        .name("compactor".into())
+        .spawn(move || compact::run(&shared, pace))
+        .map_err(|error| Fatal(format!("cannot start the compaction thread: {error}")))?;
+    let reader = Reader::new(state.clone());
+    Ok((Store { state, scratch: Vec::new(), compactor: Some(compactor) }, reader))
+}
