@@ -4,6 +4,8 @@
 
 pub mod client;
 pub mod format;
+pub mod image;
+pub mod ledger;
 pub mod parse;
 pub mod script;
 pub mod server;

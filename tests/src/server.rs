@@ -6,10 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Answers 200 once the member serves, alarms or not.
+const HEALTH: &str = "/health?exclude=NOSPACE&exclude=CORRUPT";
+
 /// A running member and its directory.
 pub struct Server {
     binary: PathBuf,
     dir: tempfile::TempDir,
+    data_dir: PathBuf,
     extra: Vec<String>,
     client_port: u16,
     peer_port: u16,
@@ -40,9 +44,26 @@ impl Server {
     /// Starts `binary` in a fresh directory and waits until it answers on its client port.
     pub fn start(binary: &Path, extra: &[String]) -> Server {
         let dir = tempfile::Builder::new().prefix("kelson-test-").tempdir().expect("temp dir");
+        let data_dir = dir.path().join("data");
+        Server::start_in(binary, extra, dir, data_dir)
+    }
+
+    /// As [`Server::start`] with the data directory elsewhere, e.g. on a mounted image.
+    pub fn start_on(binary: &Path, extra: &[String], data_dir: PathBuf) -> Server {
+        let dir = tempfile::Builder::new().prefix("kelson-test-").tempdir().expect("temp dir");
+        Server::start_in(binary, extra, dir, data_dir)
+    }
+
+    fn start_in(
+        binary: &Path,
+        extra: &[String],
+        dir: tempfile::TempDir,
+        data_dir: PathBuf,
+    ) -> Server {
         let mut server = Server {
             binary: binary.to_path_buf(),
             dir,
+            data_dir,
             extra: extra.to_vec(),
             client_port: free_port(),
             peer_port: free_port(),
@@ -59,7 +80,7 @@ impl Server {
 
     /// The data directory given to the member.
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.data_dir.clone()
     }
 
     /// File that collects what the process writes to stderr.
@@ -74,6 +95,30 @@ impl Server {
 
     /// Starts the process again on the same directory and ports.
     pub fn spawn(&mut self) {
+        self.spawn_process();
+        self.wait_ready();
+    }
+
+    /// Starts the process again and waits for its end or its readiness: `Err` holds its log.
+    pub fn try_spawn(&mut self) -> Result<(), String> {
+        self.spawn_process();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < deadline {
+            if http_ok(self.client_port, HEALTH) {
+                return Ok(());
+            }
+            let child = self.child.as_mut().expect("the process was just started");
+            if let Some(status) = child.try_wait().expect("wait for the member") {
+                self.child = None;
+                return Err(format!("{status}\n{}", self.log_tail()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
+        Err(format!("hangs: neither serves nor ends within 30 s\n{}", self.log_tail()))
+    }
+
+    fn spawn_process(&mut self) {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -99,7 +144,6 @@ impl Server {
             .spawn()
             .unwrap_or_else(|e| panic!("start {}: {e}", self.binary.display()));
         self.child = Some(child);
-        self.wait_ready();
     }
 
     /// SIGKILL, at once.
@@ -137,7 +181,7 @@ impl Server {
     fn wait_ready(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
-            if http_ok(self.client_port, "/health?exclude=NOSPACE&exclude=CORRUPT") {
+            if http_ok(self.client_port, HEALTH) {
                 return;
             }
             let child = self.child.as_mut().expect("the process was just started");

@@ -1,0 +1,40 @@
+//! Everything CI runs, in order, first failure ends it. `cargo xtask ci` on a developer's machine and
+//! in CI is the same run; with `CI` set a missing peer is a failure.
+
+use std::process::Command;
+use std::time::Instant;
+
+use crate::{codegen, peers, root, run_command};
+
+type Step = (&'static str, fn() -> Result<(), String>);
+
+/// Cheap checks first; real peers last, since building them takes longest on a fresh machine.
+const STEPS: [Step; 7] = [
+    ("generated code is current", || codegen::run(&["--check".to_string()])),
+    ("formatting", || cargo(&["fmt", "--all", "--check"])),
+    ("release build", || cargo(&["build", "--release"])),
+    ("real etcd programs", || peers::ensure().map(drop)),
+    ("unit, storage and wire tests", || {
+        cargo(&["test", "--workspace", "--exclude", "kelson-benches"])
+    }),
+    ("benches compile", || cargo(&["check", "-p", "kelson-benches", "--benches"])),
+    ("real clients", || crate::interop::run(&[])),
+];
+
+pub(crate) fn run(args: &[String]) -> Result<(), String> {
+    if let Some(stray) = args.first() {
+        return Err(format!("usage: cargo xtask ci (unexpected {stray:?})"));
+    }
+    for (name, step) in STEPS {
+        println!("== {name}");
+        let start = Instant::now();
+        step().map_err(|error| format!("{name}: {error}"))?;
+        println!("== {name}: done in {} s", start.elapsed().as_secs());
+    }
+    Ok(())
+}
+
+fn cargo(args: &[&str]) -> Result<(), String> {
+    let binary = root().join("target/release/kelson");
+    run_command(Command::new("cargo").args(args).env("KELSON_BIN", binary))
+}

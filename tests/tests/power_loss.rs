@@ -1,0 +1,79 @@
+//! Power cut under concurrent writes on real ext4 and xfs: whatever was not synced is gone, and still
+//! every acknowledged write is there. With `--unsafe-no-fsync` the same test must find losses, which
+//! proves that it can. `KELSON_POWER_ROUNDS` changes the number of cuts per file system.
+
+use std::time::Duration;
+
+use kelson_tests::image::{self, Image, Kind};
+use kelson_tests::ledger::Ledger;
+use kelson_tests::server::{Server, kelson_binary};
+
+fn cut_and_judge(kind: Kind, rounds: u64, flags: &[String]) -> Result<usize, String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let mut image = Image::new(kind, 768);
+    let mut server =
+        Server::start_on(&kelson_binary(), flags, image.mount_point().join("data"));
+    let mut ledger = Ledger::default();
+    for round in 0..rounds {
+        let endpoint = server.endpoint();
+        runtime.block_on(async {
+            let load = ledger.start(&endpoint, 8);
+            let millis = 30 + (round.wrapping_mul(2_654_435_761) >> 7) % 1500;
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            image.cut_power();
+            // Whatever is acknowledged after the cut would be a lie as well: let it try.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            server.kill();
+            ledger.finish(load).await;
+        });
+        image.unmount();
+        image.mount();
+        server.try_spawn().map_err(|log| format!("round {round}: does not start: {log}"))?;
+        let verdict = runtime.block_on(ledger.judge(&server.endpoint()));
+        verdict.map_err(|violation| format!("round {round}: {violation}"))?;
+    }
+    server.kill();
+    image.unmount();
+    Ok(ledger.acknowledged())
+}
+
+fn rounds() -> u64 {
+    std::env::var("KELSON_POWER_ROUNDS")
+        .map_or(12, |text| text.parse().expect("KELSON_POWER_ROUNDS is a number"))
+}
+
+fn nothing_is_lost_on(kind: Kind) {
+    if !image::available() {
+        println!("not root: no power can be cut here");
+        return;
+    }
+    let acknowledged = cut_and_judge(kind, rounds(), &[]).expect("no violation");
+    println!("{kind:?}: {acknowledged} acknowledged writes, all there");
+    assert!(acknowledged > 100, "only {acknowledged} writes were acknowledged");
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_on_ext4() {
+    nothing_is_lost_on(Kind::Ext4);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_on_xfs() {
+    nothing_is_lost_on(Kind::Xfs);
+}
+
+#[test]
+fn without_fsync_the_same_test_finds_losses() {
+    if !image::available() {
+        println!("not root: no power can be cut here");
+        return;
+    }
+    let flags = ["--unsafe-no-fsync".to_string()];
+    let verdict = cut_and_judge(Kind::Ext4, 6, &flags);
+    let violation = verdict.expect_err("losing unsynced writes went unnoticed");
+    println!("found as it should be: {violation}");
+}
