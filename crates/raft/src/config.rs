@@ -90,7 +90,7 @@ impl NodeConfig {
         Ok((identity, BTreeMap::from([(member_id, peer)])))
     }
 
-    /// openraft's settings. Each that is not its default is so for a reason in docs/ARCHITECTURE.
+    /// openraft's settings; what differs from its defaults, and why.
     pub(crate) fn consensus(&self) -> Result<Config, StartError> {
         let election = self.election.as_millis() as u64;
         let config = Config {

@@ -264,7 +264,10 @@ impl Inner {
         self.raft
             .wait(None)
             .metrics(
-                |m| m.state == ServerState::Leader && m.last_applied.map(|id| id.index) >= m.last_log_index,
+                |m| {
+                    m.state == ServerState::Leader
+                        && m.last_applied.map(|id| id.index) >= m.last_log_index
+                },
                 "this member leads and has applied its log",
             )
             .await

@@ -37,7 +37,7 @@ pub(crate) async fn run(raft: Raft, log: LogStore, reader: Reader, catch_up: u64
             let index = |id: &Option<crate::types::RaftLogId>| id.map_or(0, |id| id.index + 1);
             (index(&metrics.last_log), index(&metrics.snapshot))
         };
-        let durable = reader.durable_applied().index;
+        let durable = reader.durable_applied().borrow().index;
         let upto = cut(durable, last, catch_up, &|bytes| log.index_keeping(bytes));
         if upto < done + STEP_ENTRIES {
             continue;

@@ -3,16 +3,11 @@
 //! not carried yet: installing one is refused until clusters of several members exist.
 
 use std::io;
-use std::time::Duration;
 
 use kelson_storage::{LogId as Position, Reader};
 use openraft::RaftSnapshotBuilder;
 
 use crate::types::{Snapshot, SnapshotMeta, StoredMembership, TypeConfig, raft_log_id};
-
-/// How often a builder looks whether the checkpoint has passed; checkpoints come about once a
-/// second.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Stands for the state as of a position.
 #[derive(Debug, Clone)]
@@ -39,9 +34,8 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotHandle;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        while self.reader.durable_applied() < self.applied {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
+        let mut durable = self.reader.durable_applied();
+        durable.wait_for(|durable| *durable >= self.applied).await.map_err(io::Error::other)?;
         Ok(at(self.applied, self.membership.clone()))
     }
 }

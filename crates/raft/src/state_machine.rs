@@ -18,8 +18,8 @@ use crate::error::abort;
 use crate::progress::Progress;
 use crate::snapshot::{self, SnapshotBuilder, SnapshotHandle};
 use crate::types::{
-    Commands, Entry, Membership, Payload, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
-    position, raft_log_id,
+    Commands, Entry, Membership, Payload, RaftLogId, Snapshot, SnapshotMeta, StoredMembership,
+    TypeConfig, position, raft_log_id,
 };
 use crate::waiters::Waiters;
 

@@ -130,7 +130,8 @@ async fn dropped_callers_disturb_nobody() {
             node.propose(put(&format!("key{i}"), "v")).await.expect("proposed")
         }));
     }
-    let (left, stayed): (Vec<_>, Vec<_>) = tasks.into_iter().enumerate().partition(|(i, _)| i % 2 == 0);
+    let (left, stayed): (Vec<_>, Vec<_>) =
+        tasks.into_iter().enumerate().partition(|(i, _)| i % 2 == 0);
     for (_, task) in &left {
         task.abort();
     }
