@@ -17,8 +17,6 @@ use crate::types::{FeedEvent, Recent, Revised, RevisionKey};
 
 /// Revisions that the ring remembers; beyond it a slow watcher reads history from disk.
 const REVISIONS_MAX: usize = 10_000;
-/// Bytes that the ring remembers, same consequence.
-const BYTES_MAX: usize = 64 << 20;
 
 /// The recent revisions of the store.
 pub struct Feed {
@@ -30,6 +28,8 @@ pub struct Feed {
 struct Ring {
     batches: VecDeque<Arc<Revised>>,
     bytes: usize,
+    /// Bytes that the ring remembers, same consequence as `REVISIONS_MAX`.
+    bytes_max: usize,
     /// Newest revision in the ring, or the store's revision when it was opened.
     last: i64,
     /// Revisions up to here are in the persister's hands; younger ones may not leave the ring.
@@ -53,7 +53,7 @@ impl Ring {
     }
 
     fn shrink(&mut self) {
-        while self.batches.len() > REVISIONS_MAX || self.bytes > BYTES_MAX {
+        while self.batches.len() > REVISIONS_MAX || self.bytes > self.bytes_max {
             if self.first() > self.handed_over {
                 return;
             }
@@ -74,10 +74,11 @@ fn cost(events: &[FeedEvent]) -> usize {
 }
 
 impl Feed {
-    pub(crate) fn new(revision: i64) -> Self {
+    pub(crate) fn new(revision: i64, bytes_max: usize) -> Self {
         let ring = Ring {
             batches: VecDeque::new(),
             bytes: 0,
+            bytes_max,
             last: revision,
             handed_over: revision,
             staged: Vec::new(),
@@ -226,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_ring_forgets_only_what_the_persister_has() {
-        let feed = Feed::new(1);
+        let feed = Feed::new(1, 1 << 24);
         for _ in 0..REVISIONS_MAX + 5 {
             change(&feed, b"a", 1);
         }
@@ -238,13 +239,13 @@ mod tests {
         let Recent::Batches(batches) = feed.recent(7) else { panic!("8 is still there") };
         assert_eq!((batches[0].revision, batches.len()), (8, REVISIONS_MAX));
         feed.hand_over(feed.current());
-        change(&feed, b"a", BYTES_MAX + 1);
+        change(&feed, b"a", 1 << 24);
         assert!(matches!(feed.recent(feed.current() - 1), Recent::Batches(b) if b.len() == 1));
     }
 
     #[test]
     fn nothing_new_is_not_too_old() {
-        let feed = Feed::new(9);
+        let feed = Feed::new(9, 1 << 24);
         assert!(matches!(feed.recent(9), Recent::Batches(batches) if batches.is_empty()));
         assert!(matches!(feed.recent(50), Recent::Batches(batches) if batches.is_empty()));
         assert!(matches!(feed.recent(8), Recent::TooOld));
@@ -254,7 +255,7 @@ mod tests {
 
     #[test]
     fn births_after_a_revision() {
-        let feed = Feed::new(1);
+        let feed = Feed::new(1, 1 << 24);
         let span = Span::new(&Bytes::from_static(b"a"), &Bytes::from_static(b"b"));
         change(&feed, b"a", 1);
         change(&feed, b"x", 1);

@@ -5,6 +5,7 @@
 mod feed;
 mod lease;
 mod mvcc;
+mod options;
 #[path = "mvcc/memory.rs"]
 mod persist;
 mod reader;
@@ -13,6 +14,7 @@ mod types;
 
 pub use feed::Feed;
 pub use mvcc::compact::Pin;
+pub use options::Options;
 pub use reader::{Reader, StreamChunk, StreamedRange};
 pub use store::Store;
 pub use types::{

@@ -17,6 +17,7 @@ use crate::mvcc::compact::{self, Compaction, Pace};
 use crate::mvcc::index::{Entry, Index};
 use crate::mvcc::row;
 use crate::mvcc::state::{Cluster, Counters, State};
+use crate::options::Options;
 use crate::persist::{Persister, Recovered};
 use crate::reader::Reader;
 use crate::types::{Delta, Fatal, LogId, MetaChange, Outcome, Row};
@@ -256,19 +257,23 @@ impl Loader {
 pub(crate) fn assemble(
     loaded: Loaded,
     persister: Arc<Persister>,
-    pace: Pace,
+    options: &Options,
 ) -> Result<(Store, Reader), Fatal> {
     let state = Arc::new(State {
         index: RwLock::new(loaded.index),
         leases: RwLock::new(loaded.leases),
         cluster: RwLock::new(loaded.cluster),
-        feed: Feed::new(loaded.revision),
+        feed: Feed::new(loaded.revision, options.recent_bytes),
         compaction: Compaction::new(loaded.scheduled, loaded.finished),
         persister: RwLock::new(persister),
         applied: RwLock::new(loaded.applied),
         lease_moves: watch::Sender::new(0),
         counters: Counters::default(),
     });
+    let pace = Pace {
+        batch_limit: options.compaction_batch_limit,
+        sleep: options.compaction_sleep,
+    };
     let shared = state.clone();
     let compactor = std::thread::Builder::new()
         .name("compactor".into())

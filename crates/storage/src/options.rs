@@ -1,0 +1,39 @@
+//! What can be set about the state when it is opened. Only data and defaults; each field is read in
+//! exactly one place.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Settings of the state.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Data directory of the member; the store keeps to its `member` folder.
+    pub data_dir: PathBuf,
+    /// Changed bytes after which the persister makes a checkpoint.
+    pub checkpoint_bytes: u64,
+    /// Longest time between a change and the checkpoint that holds it.
+    pub checkpoint_interval: Duration,
+    /// Revisions that a compaction removes at a time.
+    pub compaction_batch_limit: usize,
+    /// Pause of a compaction between batches.
+    pub compaction_sleep: Duration,
+    /// Bytes of recent revisions kept for watchers; older ones are read from disk.
+    pub recent_bytes: usize,
+    /// Memory that the engine may use for clean pages. Unit: bytes.
+    pub sled_cache_bytes: u64,
+}
+
+impl Options {
+    /// The defaults for a data directory.
+    pub fn new(data_dir: PathBuf) -> Self {
+        Self {
+            data_dir,
+            checkpoint_bytes: 32 << 20,
+            checkpoint_interval: Duration::from_secs(1),
+            compaction_batch_limit: 1000,
+            compaction_sleep: Duration::from_millis(10),
+            recent_bytes: 64 << 20,
+            sled_cache_bytes: 64 << 20,
+        }
+    }
+}
