@@ -49,7 +49,7 @@ impl NodeConfig {
         let urls = vec!["http://localhost:2380".to_owned()];
         NodeConfig {
             name: "default".to_owned(),
-            storage: kelson_storage::Options::new(&data_dir),
+            storage: kelson_storage::Options::new(data_dir.clone()),
             data_dir,
             initial_cluster: vec![("default".to_owned(), urls.clone())],
             initial_cluster_token: "etcd-cluster".to_owned(),
