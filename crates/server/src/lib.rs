@@ -2,6 +2,8 @@
 //! housekeeping, metrics. It never touches bytes on disk and never decides what an agreed entry
 //! means; it stands leftmost: server -> raft -> storage -> api.
 
+pub mod config;
 pub mod limits;
 pub mod metrics;
+pub mod tls;
 pub mod version;
