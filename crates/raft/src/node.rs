@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use kelson_api::Error;
 use kelson_api::command::command::Op;
@@ -13,6 +14,7 @@ use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::config::NodeConfig;
 use crate::error::{StartError, abort};
@@ -20,6 +22,7 @@ use crate::log_store::LogStore;
 use crate::network::Network;
 use crate::progress::Progress;
 use crate::proposer::{Limits, Proposer, Urgency};
+use crate::purge::Retention;
 use crate::reads::Reads;
 use crate::state_machine::{SharedStore, StateMachine};
 use crate::status::Status;
@@ -43,10 +46,11 @@ struct Inner {
     progress: Arc<Progress>,
     status: watch::Receiver<Status>,
     stopping: Arc<AtomicBool>,
-    election: std::time::Duration,
+    guard: Mutex<Option<JoinHandle<()>>>,
+    election: Duration,
     member_id: u64,
-    /// Holds the lock of the directory until the last handle is gone.
-    _data_dir: DataDir,
+    /// Holds the lock of the directory, together with the guard.
+    data_dir: Mutex<Option<Arc<DataDir>>>,
 }
 
 /// What is on disk, opened.
@@ -63,68 +67,24 @@ impl Node {
     /// Opens the data directory, or prepares a new one, and runs the member. Returns once the member
     /// has caught up with its own log and leads, so that no read sees an older state than before
     /// the restart.
+    ///
+    /// The member runs until [`Node::shutdown`]: dropping every handle does not stop it.
     pub async fn start(config: NodeConfig) -> Result<(Node, Reader), StartError> {
-        let settings = Arc::new(config.consensus()?);
+        let retention = Retention::keeping(config.snapshot_catchup_entries);
+        Self::start_with(config, retention).await
+    }
+
+    async fn start_with(
+        config: NodeConfig,
+        retention: Retention,
+    ) -> Result<(Node, Reader), StartError> {
+        let settings = config.consensus()?;
         let opening = config.clone();
         let opened = tokio::task::spawn_blocking(move || open(&opening))
             .await
             .map_err(|e| StartError::System(format!("open the data directory: {e}")))??;
-        let Opened { data_dir, log, vote, store, reader, identity } = opened;
-        let member_id = identity.member_id;
-        let progress = Arc::new(Progress::new(member_id, store.applied(), log.last_id()));
-        let waiters = Arc::new(Waiters::default());
-        let store: SharedStore = Arc::new(Mutex::new(Some(store)));
-        let log_store = LogStore::new(log.clone(), vote, progress.clone());
-        let state_machine = StateMachine::new(
-            store.clone(),
-            reader.clone(),
-            waiters.clone(),
-            progress.clone(),
-            member_id,
-        );
-        let raft = Raft::new(member_id, settings, Network, log_store.clone(), state_machine)
-            .await
-            .map_err(|e| StartError::Consensus(e.to_string()))?;
-
-        let term = vote.map_or(0, |vote| vote.leader_id.term);
-        let initial = Status::initial(identity.cluster_id, member_id, term).at(&progress);
-        let (status_sender, status) = watch::channel(initial);
-        let timeout = config.request_timeout();
-        let limits = Limits { max_request_bytes: config.max_request_bytes, timeout };
-        let proposer = Proposer::new(
-            member_id,
-            limits,
-            waiters,
-            progress.clone(),
-            log.clone(),
-            status.clone(),
-        );
-        let reads = Reads::new(progress.clone(), status.clone(), timeout);
-        let stopping = Arc::new(AtomicBool::new(false));
-
-        tokio::spawn(guard(raft.clone(), stopping.clone()));
-        tokio::spawn(status::follow(raft.clone(), progress.clone(), status_sender));
-        tokio::spawn(proposer.clone().run(raft.clone()));
-        tokio::spawn(proposer.clone().expire());
-        tokio::spawn(reads.clone().run(raft.clone()));
-        let catch_up = config.snapshot_catchup_entries;
-        tokio::spawn(purge::run(raft.clone(), log_store, reader.clone(), catch_up));
-
-        let election = config.election;
-        let inner = Inner {
-            raft,
-            store,
-            log,
-            reader: reader.clone(),
-            proposer,
-            reads,
-            progress,
-            status,
-            stopping,
-            election,
-            member_id,
-            _data_dir: data_dir,
-        };
+        let reader = opened.reader.clone();
+        let inner = Inner::run(opened, &config, settings, retention).await?;
         let node = Node { inner: Arc::new(inner) };
         if let Err(error) = node.inner.lead(&config).await {
             node.shutdown().await;
@@ -227,22 +187,96 @@ impl Node {
         if let Err(error) = inner.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop cleanly");
         }
-        let store = inner.store.lock().take();
-        let log = inner.log.clone();
-        let closing = tokio::task::spawn_blocking(move || {
-            // The last checkpoint may have to wait for the log, so the log goes last.
-            if let Some(store) = store {
-                store.shutdown();
-            }
-            log.shutdown();
-        });
-        if let Err(error) = closing.await {
-            tracing::error!(%error, "the last checkpoint failed");
+        close(&inner.store, &inner.log).await;
+        let guard = inner.guard.lock().take();
+        if let Some(Err(error)) = futures::future::OptionFuture::from(guard).await {
+            tracing::warn!(%error, "the task that watches consensus failed");
         }
+        // Whoever starts a member in this directory next finds it free, even if handles remain.
+        drop(inner.data_dir.lock().take());
+    }
+}
+
+/// Writes the last checkpoint, which may have to wait for the log, and then closes the log.
+async fn close(store: &SharedStore, log: &Log) {
+    let store = store.lock().take();
+    let log = log.clone();
+    let closing = tokio::task::spawn_blocking(move || {
+        if let Some(store) = store {
+            store.shutdown();
+        }
+        log.shutdown();
+    });
+    if let Err(error) = closing.await {
+        tracing::error!(%error, "the last checkpoint failed");
     }
 }
 
 impl Inner {
+    /// Starts consensus and the tasks around it.
+    async fn run(
+        opened: Opened,
+        config: &NodeConfig,
+        settings: openraft::Config,
+        retention: Retention,
+    ) -> Result<Inner, StartError> {
+        let Opened { data_dir, log, vote, store, reader, identity } = opened;
+        let member_id = identity.member_id;
+        let progress = Arc::new(Progress::new(member_id, store.applied(), log.last_id()));
+        let waiters = Arc::new(Waiters::default());
+        let store: SharedStore = Arc::new(Mutex::new(Some(store)));
+        let entries = LogStore::new(log.clone(), vote, progress.clone());
+        let state_machine = StateMachine::new(
+            store.clone(),
+            reader.clone(),
+            waiters.clone(),
+            progress.clone(),
+            member_id,
+        );
+        let settings = Arc::new(settings);
+        let raft =
+            match Raft::new(member_id, settings, Network, entries.clone(), state_machine).await {
+                Ok(raft) => raft,
+                Err(error) => {
+                    close(&store, &log).await;
+                    return Err(StartError::Consensus(error.to_string()));
+                }
+            };
+        let stopping = Arc::new(AtomicBool::new(false));
+        let data_dir = Arc::new(data_dir);
+        let guard = tokio::spawn(guard(raft.clone(), stopping.clone(), data_dir.clone()));
+
+        let term = vote.map_or(0, |vote| vote.leader_id.term);
+        let initial = Status::initial(identity.cluster_id, member_id, term).at(&progress);
+        let (sender, status) = watch::channel(initial);
+        tokio::spawn(status::follow(raft.clone(), progress.clone(), sender));
+
+        let timeout = config.request_timeout();
+        let limits = Limits { max_request_bytes: config.max_request_bytes, timeout };
+        let (seen, room) = (status.clone(), waiters);
+        let proposer = Proposer::new(member_id, limits, room, progress.clone(), log.clone(), seen);
+        tokio::spawn(proposer.clone().run(raft.clone()));
+        tokio::spawn(proposer.clone().expire());
+        let reads = Reads::new(progress.clone(), status.clone(), timeout);
+        tokio::spawn(reads.clone().run(raft.clone()));
+        tokio::spawn(purge::run(raft.clone(), entries, reader.clone(), retention));
+        Ok(Inner {
+            raft,
+            store,
+            log,
+            reader,
+            proposer,
+            reads,
+            progress,
+            status,
+            stopping,
+            guard: Mutex::new(Some(guard)),
+            election: config.election,
+            member_id,
+            data_dir: Mutex::new(Some(data_dir)),
+        })
+    }
+
     /// Founds the cluster if there is none, takes the lead, and waits until the log is applied.
     async fn lead(&self, config: &NodeConfig) -> Result<(), StartError> {
         let consensus = |e: &dyn std::fmt::Display| StartError::Consensus(e.to_string());
@@ -314,11 +348,13 @@ fn open(config: &NodeConfig) -> Result<Opened, StartError> {
 }
 
 /// Ends the process when consensus ends without being asked to.
-async fn guard(raft: Raft, stopping: Arc<AtomicBool>) {
+async fn guard(raft: Raft, stopping: Arc<AtomicBool>, _data_dir: Arc<DataDir>) {
     let mut metrics = raft.server_metrics();
     while metrics.changed().await.is_ok() {}
-    // A runtime that is being dropped ends consensus too, and this task at its next step.
-    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    if !stopping.load(Ordering::SeqCst) {
+        // A runtime that is being dropped ends consensus too, and this task at its next step.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     if stopping.load(Ordering::SeqCst) {
         return;
     }
@@ -326,5 +362,54 @@ async fn guard(raft: Raft, stopping: Arc<AtomicBool>) {
     match state {
         Err(fatal) => abort("run consensus", &fatal),
         Ok(()) => abort("run consensus", &"its task ended unexpectedly"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kelson_api::etcdserverpb::{PutRequest, RangeRequest};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_purged_log_restarts() {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let config = NodeConfig::with_defaults(dir.path().join("data"));
+        let retention = Retention {
+            look: Duration::from_millis(20),
+            keep_bytes: 1,
+            keep_bytes_max: u64::MAX,
+            step_entries: 10,
+            catch_up_entries: 20,
+        };
+        let (node, _) = Node::start_with(config.clone(), retention).await.expect("first start");
+        let last = 300;
+        for i in 0..last {
+            let put = PutRequest {
+                key: format!("key{i}").into(),
+                // The log is measured in marks of a megabyte.
+                value: vec![0; 20_000].into(),
+                ..PutRequest::default()
+            };
+            node.propose(Op::Put(put)).await.expect("proposed").result.expect("a put");
+        }
+        let purging = async {
+            while node.log().first_index() < 100 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), purging).await.expect("the log is purged");
+        let kept = node.log().last_id().index - node.log().first_index();
+        assert!(kept >= 20, "{kept} entries are kept for slow members");
+        node.shutdown().await;
+
+        let (node, reader) = Node::start(config).await.expect("restart");
+        for i in 0..last {
+            let key = format!("key{i}").into();
+            let request = RangeRequest { key, count_only: true, ..RangeRequest::default() };
+            let (response, _) = reader.range(&request).expect("reads the newest revision");
+            assert_eq!(response.count, 1, "key{i}");
+        }
+        node.shutdown().await;
     }
 }

@@ -10,27 +10,47 @@ use openraft::async_runtime::watch::WatchReceiver;
 use crate::log_store::LogStore;
 use crate::types::Raft;
 
-/// How often the head of the log is looked at.
-const LOOK: Duration = Duration::from_secs(5);
-/// Log that always stays, in bytes.
-const KEEP_BYTES: u64 = 16 * 1024 * 1024;
-/// Log beyond which even entries within the catch-up distance go: large values must not fill the
-/// disk with history.
-const KEEP_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// A purge of less is not worth its writes.
-const STEP_ENTRIES: u64 = 1_000;
-
-/// The index up to which the log may be cut.
-fn cut(durable: u64, last: u64, catch_up: u64, log: &dyn Fn(u64) -> u64) -> u64 {
-    let by_entries = last.saturating_sub(catch_up).min(log(KEEP_BYTES));
-    by_entries.max(log(KEEP_BYTES_MAX)).min(durable)
+/// How much log stays.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Retention {
+    /// How often the head of the log is looked at.
+    pub(crate) look: Duration,
+    /// Log that always stays, in bytes.
+    pub(crate) keep_bytes: u64,
+    /// Log beyond which even entries within the catch-up distance go: large values must not fill
+    /// the disk with history.
+    pub(crate) keep_bytes_max: u64,
+    /// A purge of less is not worth its writes.
+    pub(crate) step_entries: u64,
+    /// Entries that stay for members that were away.
+    pub(crate) catch_up_entries: u64,
 }
 
-/// Purges until openraft stops. `catch_up` is the number of entries kept for slow members.
-pub(crate) async fn run(raft: Raft, log: LogStore, reader: Reader, catch_up: u64) {
+impl Retention {
+    pub(crate) fn keeping(catch_up_entries: u64) -> Retention {
+        Retention {
+            look: Duration::from_secs(5),
+            keep_bytes: 16 * 1024 * 1024,
+            keep_bytes_max: 256 * 1024 * 1024,
+            step_entries: 1_000,
+            catch_up_entries,
+        }
+    }
+
+    /// The index up to which the log may be cut. `index_keeping` says where a cut would leave so
+    /// many bytes.
+    fn cut(&self, durable: u64, last: u64, index_keeping: &dyn Fn(u64) -> u64) -> u64 {
+        let by_entries = last.saturating_sub(self.catch_up_entries);
+        let wanted = by_entries.min(index_keeping(self.keep_bytes));
+        wanted.max(index_keeping(self.keep_bytes_max)).min(durable)
+    }
+}
+
+/// Purges until openraft stops.
+pub(crate) async fn run(raft: Raft, log: LogStore, reader: Reader, retention: Retention) {
     let mut done = 0;
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(retention.look).await;
         let (last, snapshot) = {
             let metrics = raft.data_metrics();
             let metrics = metrics.borrow_watched();
@@ -38,8 +58,8 @@ pub(crate) async fn run(raft: Raft, log: LogStore, reader: Reader, catch_up: u64
             (index(&metrics.last_log), index(&metrics.snapshot))
         };
         let durable = reader.durable_applied().borrow().index;
-        let upto = cut(durable, last, catch_up, &|bytes| log.index_keeping(bytes));
-        if upto < done + STEP_ENTRIES {
+        let upto = retention.cut(durable, last, &|bytes| log.index_keeping(bytes));
+        if upto < done + retention.step_entries {
             continue;
         }
         let result = if snapshot < upto {
@@ -61,16 +81,17 @@ mod tests {
 
     #[test]
     fn small_logs_stay_whole() {
-        assert_eq!(cut(9_000, 9_000, 5_000, &|_| 0), 0);
+        assert_eq!(Retention::keeping(5_000).cut(9_000, 9_000, &|_| 0), 0);
     }
 
     #[test]
     fn entries_bytes_and_durability_all_bound_the_cut() {
-        let log = |bytes| if bytes == KEEP_BYTES { 8_000 } else { 100 };
-        assert_eq!(cut(9_000, 9_000, 5_000, &log), 4_000);
-        assert_eq!(cut(9_000, 9_000, 500, &log), 8_000);
-        assert_eq!(cut(3_000, 9_000, 5_000, &log), 3_000);
-        let large = |bytes| if bytes == KEEP_BYTES { 8_900 } else { 8_500 };
-        assert_eq!(cut(9_000, 9_000, 5_000, &large), 8_500, "large values are not kept for long");
+        let retention = Retention::keeping(5_000);
+        let log = |bytes| if bytes == retention.keep_bytes { 8_000 } else { 100 };
+        assert_eq!(retention.cut(9_000, 9_000, &log), 4_000);
+        assert_eq!(Retention::keeping(500).cut(9_000, 9_000, &log), 8_000);
+        assert_eq!(retention.cut(3_000, 9_000, &log), 3_000);
+        let large = |bytes| if bytes == retention.keep_bytes { 8_900 } else { 8_500 };
+        assert_eq!(retention.cut(9_000, 9_000, &large), 8_500, "large values do not stay long");
     }
 }
