@@ -1,18 +1,38 @@
 //! Developer commands: code generation, test peers, golden scripts, everything CI runs.
 //! It never ships: nothing here is linked into `kelson`.
 
+mod ci;
 mod codegen;
+mod compare;
+mod etcdctl;
+mod golden;
+mod interop;
+mod kube;
 mod peers;
 
 use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+  ci                                       everything CI runs
+  codegen [--check]                        Rust code from proto/
+  golden [--against-etcd|--bless] [NAME]   golden scripts
+  peers                                    build etcd, etcdctl, etcdutl, benchmark
+  interop [--bin PATH]                     real client libraries
+  kube [--bin PATH]                        a real kube-apiserver
+  compare [put] [range] [million]          timings beside real etcd";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let rest = args.get(1..).unwrap_or_default();
     let outcome = match args.first().map(String::as_str) {
         Some("codegen") => codegen::run(rest),
+        Some("ci") => ci::run(rest),
+        Some("compare") => compare::run(rest),
+        Some("golden") => golden::run(rest),
         Some("peers") => peers::run(rest),
-        _ => Err("usage: cargo xtask codegen [--check]".to_string()),
+        Some("interop") => interop::run(rest),
+        Some("kube") => kube::run(rest),
+        _ => Err(USAGE.to_string()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -27,4 +47,10 @@ fn main() -> ExitCode {
 pub(crate) fn root() -> std::path::PathBuf {
     let crate_dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     crate_dir.ancestors().nth(2).expect("crates/xtask lies two levels below the root").to_path_buf()
+}
+
+/// Runs a command to its end; a non-zero exit is an error that names it.
+pub(crate) fn run_command(command: &mut std::process::Command) -> Result<(), String> {
+    let status = command.status().map_err(|e| format!("run {command:?}: {e}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}")) }
 }
