@@ -1,0 +1,162 @@
+//! Keeps the store within its quota: what a request costs, whether it still fits, and the alarm
+//! that stops further writes when it does not. The alarm is a command like any other; whether it
+//! refuses a write is decided where the write is applied.
+
+use std::time::Duration;
+
+use kelson_api::Error;
+use kelson_api::command::command::Op;
+use kelson_api::etcdserverpb::alarm_request::AlarmAction;
+use kelson_api::etcdserverpb::request_op::Request;
+use kelson_api::etcdserverpb::{AlarmRequest, AlarmType, PutRequest, RequestOp, TxnRequest};
+use kelson_raft::Node;
+use kelson_storage::Reader;
+
+/// What a key needs beside its own bytes. Unit: bytes.
+const KEY_OVERHEAD: usize = 256;
+
+/// What a lease needs. Unit: bytes.
+pub const LEASE_COST: i64 = 64;
+
+/// How often a member looks at its own disk.
+const GUARD_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Bytes that a put adds.
+#[must_use]
+pub fn put_cost(request: &PutRequest) -> i64 {
+    let bytes = KEY_OVERHEAD + request.key.len() + request.value.len();
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Bytes that a transaction adds at most: the dearer of its branches.
+#[must_use]
+pub fn txn_cost(request: &TxnRequest) -> i64 {
+    branch_cost(&request.success).max(branch_cost(&request.failure))
+}
+
+fn branch_cost(ops: &[RequestOp]) -> i64 {
+    let costs = ops.iter().map(|op| match &op.request {
+        Some(Request::RequestPut(request)) => put_cost(request),
+        Some(Request::RequestTxn(request)) => txn_cost(request),
+        Some(Request::RequestRange(_) | Request::RequestDeleteRange(_)) | None => 0,
+    });
+    costs.fold(0, i64::saturating_add)
+}
+
+/// The quota of this member.
+#[derive(Clone)]
+pub struct Quota {
+    node: Node,
+    reader: Reader,
+    limit: i64,
+}
+
+impl Quota {
+    /// A quota of `limit` bytes on disk; 0 or less means none.
+    #[must_use]
+    pub fn new(node: Node, reader: Reader, limit: i64) -> Self {
+        Self { node, reader, limit }
+    }
+
+    /// Lets a request of this cost pass, or raises this member's alarm.
+    ///
+    /// # Errors
+    /// `NoSpace` when the request does not fit; why the alarm could not be raised, if so.
+    pub async fn admit(&self, cost: i64) -> Result<(), Error> {
+        if fits(self.limit, self.reader.sizes().total, cost) {
+            return Ok(());
+        }
+        raise(&self.node, &self.reader).await?;
+        Err(Error::NoSpace)
+    }
+}
+
+fn fits(limit: i64, size: i64, cost: i64) -> bool {
+    limit <= 0 || cost == 0 || size.saturating_add(cost) < limit
+}
+
+/// Raises the alarm of this member unless it is on already.
+async fn raise(node: &Node, reader: &Reader) -> Result<(), Error> {
+    let member_id = node.status().member_id;
+    let alarm = AlarmType::Nospace as i32;
+    let on = reader.alarms().iter().any(|a| a.member_id == member_id && a.alarm == alarm);
+    if on {
+        return Ok(());
+    }
+    tracing::warn!(
+        "raising the NOSPACE alarm: the store has reached its quota or the disk is full"
+    );
+    let action = AlarmAction::Activate as i32;
+    let request = AlarmRequest { action, member_id, alarm };
+    node.propose_urgent(Op::Alarm(request)).await?.result.map(drop)
+}
+
+/// Raises the alarm while there is still room to agree on it: when the disk is nearly full or the
+/// log cannot be extended. Clearing it is the operator's decision.
+pub(super) async fn guard(node: Node, reader: Reader) {
+    let mut tick = tokio::time::interval(GUARD_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if node.log().can_grow() {
+            continue;
+        }
+        if let Err(error) = raise(&node, &reader).await {
+            tracing::warn!(%error, "the NOSPACE alarm could not be raised");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn put(key: &'static str, value: &'static str) -> PutRequest {
+        PutRequest {
+            key: Bytes::from_static(key.as_bytes()),
+            value: Bytes::from_static(value.as_bytes()),
+            ..Default::default()
+        }
+    }
+
+    fn op(request: Request) -> RequestOp {
+        RequestOp { request: Some(request) }
+    }
+
+    #[test]
+    fn a_put_costs_its_bytes_and_a_fixed_share() {
+        assert_eq!(put_cost(&put("", "")), 256);
+        assert_eq!(put_cost(&put("abc", "12345")), 264);
+    }
+
+    #[test]
+    fn a_transaction_costs_its_dearer_branch() {
+        let nested = TxnRequest {
+            failure: vec![op(Request::RequestPut(put("k", "v")))],
+            ..Default::default()
+        };
+        let request = TxnRequest {
+            compare: Vec::new(),
+            success: vec![op(Request::RequestPut(put("a", "1"))), op(Request::RequestTxn(nested))],
+            failure: vec![op(Request::RequestDeleteRange(Default::default()))],
+        };
+        assert_eq!(txn_cost(&request), 2 * 258);
+        let reading = TxnRequest {
+            success: vec![op(Request::RequestRange(Default::default()))],
+            ..Default::default()
+        };
+        assert_eq!(txn_cost(&reading), 0);
+    }
+
+    #[test]
+    fn a_request_must_leave_the_size_below_the_quota() {
+        assert!(fits(1000, 742, 257));
+        assert!(!fits(1000, 743, 257));
+        assert!(fits(1000, 5000, 0), "what adds nothing always fits");
+        assert!(fits(0, i64::MAX, 257), "no quota");
+        assert!(fits(-1, i64::MAX, 257), "no quota");
+        assert!(!fits(1000, i64::MAX, 257));
+    }
+}

@@ -1,0 +1,92 @@
+//! What every call must pass before its service looks at it: a learner serves next to nothing,
+//! the client's API version must be text, and a client that asks for a leader gets one or an
+//! error. It reads the member's status only; requests themselves are checked by `validate`.
+
+use std::time::Duration;
+
+use kelson_api::Error;
+use kelson_raft::Node;
+use tonic::metadata::MetadataMap;
+
+use crate::app::App;
+
+/// Election timeouts without a leader after which a stream that requires one is ended.
+const MISSES_MAX: u32 = 3;
+
+/// Admits calls to this member.
+#[derive(Clone)]
+pub struct Gate {
+    node: Node,
+    election: Duration,
+}
+
+impl Gate {
+    /// A gate in front of the member of `app`.
+    #[must_use]
+    pub fn new(app: &App) -> Self {
+        Self { node: app.node.clone(), election: app.limits.election_timeout }
+    }
+
+    /// Admits a unary call. `learner_serves` says whether a learner answers this request.
+    ///
+    /// # Errors
+    /// `NotSupportedForLearner`, `InvalidClientApiVersion`, `NoLeader`.
+    pub fn unary(&self, metadata: &MetadataMap, learner_serves: bool) -> Result<(), Error> {
+        self.admit(metadata, learner_serves).map(drop)
+    }
+
+    /// Admits a stream; what it returns tells later when a required leader is gone.
+    ///
+    /// # Errors
+    /// As [`Gate::unary`].
+    pub fn stream(
+        &self,
+        metadata: &MetadataMap,
+        learner_serves: bool,
+    ) -> Result<LeaderWatch, Error> {
+        let required = self.admit(metadata, learner_serves)?;
+        Ok(LeaderWatch { node: self.node.clone(), election: self.election, required, misses: 0 })
+    }
+
+    /// Returns whether the client requires a leader.
+    fn admit(&self, metadata: &MetadataMap, learner_serves: bool) -> Result<bool, Error> {
+        let status = self.node.status();
+        if status.is_learner && !learner_serves {
+            return Err(Error::NotSupportedForLearner);
+        }
+        let version = metadata.get("client-api-version");
+        if version.is_some_and(|text| std::str::from_utf8(text.as_bytes()).is_err()) {
+            return Err(Error::InvalidClientApiVersion);
+        }
+        let required = metadata.get("hasleader").is_some_and(|text| text.as_bytes() == b"true");
+        if required && status.leader.is_none() {
+            return Err(Error::NoLeader);
+        }
+        Ok(required)
+    }
+}
+
+/// Tells an open stream that its member has been without a leader for too long.
+pub struct LeaderWatch {
+    node: Node,
+    election: Duration,
+    required: bool,
+    misses: u32,
+}
+
+impl LeaderWatch {
+    /// Returns after three election timeouts in a row without a leader, if the client required
+    /// one; never otherwise.
+    ///
+    /// # Cancel safety
+    /// Dropping the future keeps the count of misses; calling again goes on with it.
+    pub async fn lost(&mut self) {
+        if !self.required {
+            return std::future::pending().await;
+        }
+        while self.misses < MISSES_MAX {
+            tokio::time::sleep(self.election).await;
+            self.misses = if self.node.status().leader.is_none() { self.misses + 1 } else { 0 };
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The KV service: Range, Put, DeleteRange, Txn, Compact; RangeStream has a file of its own. Checks
+//! come in etcd's order, because a request with several faults must get etcd's error.
+
+use std::sync::Arc;
+
+use kelson_api::Error;
+use kelson_api::command::command::Op;
+use kelson_api::etcdserverpb::kv_server::Kv;
+use kelson_api::etcdserverpb::request_op::Request as Operation;
+use kelson_api::etcdserverpb::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+};
+use kelson_raft::Node;
+use kelson_storage::{Reader, Reply};
+use tonic::{Request, Response, Status};
+
+use super::blocking::Blocking;
+use super::gate::Gate;
+use super::{mismatched, range_stream};
+use crate::app::App;
+use crate::header::header;
+use crate::housekeeping::quota::{self, Quota};
+use crate::limits::Limits;
+use crate::validate;
+
+/// Serves keys and values.
+pub(super) struct KvService {
+    node: Node,
+    reader: Reader,
+    limits: Arc<Limits>,
+    gate: Gate,
+    quota: Quota,
+    blocking: Blocking,
+}
+
+impl KvService {
+    pub(super) fn new(app: &App) -> Self {
+        let quota = app.limits.quota_backend_bytes;
+        Self {
+            node: app.node.clone(),
+            reader: app.reader.clone(),
+            limits: Arc::clone(&app.limits),
+            gate: Gate::new(app),
+            quota: Quota::new(app.node.clone(), app.reader.clone(), quota),
+            blocking: Blocking::new(),
+        }
+    }
+
+    /// Waits until this member has all that was acknowledged before, unless the caller is content
+    /// with less.
+    async fn catch_up(&self, serializable: bool) -> Result<(), Error> {
+        if !serializable {
+            self.node.read_barrier().await?;
+        }
+        Ok(())
+    }
+
+    async fn read(&self, request: RangeRequest) -> Result<(RangeResponse, i64), Status> {
+        if self.reader.is_quick(&request) {
+            return Ok(self.reader.range(&request)?);
+        }
+        let reader = self.reader.clone();
+        Ok(self.blocking.run(move || reader.range(&request)).await??)
+    }
+
+    async fn read_txn(&self, request: TxnRequest) -> Result<(TxnResponse, i64), Status> {
+        let quick = validate::branches(&request).all(|op| match &op.request {
+            Some(Operation::RequestRange(range)) => self.reader.is_quick(range),
+            _ => false,
+        });
+        if quick {
+            return Ok(self.reader.txn_read_only(&request)?);
+        }
+        let reader = self.reader.clone();
+        Ok(self.blocking.run(move || reader.txn_read_only(&request)).await??)
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    type RangeStreamStream = range_stream::Chunks;
+
+    async fn range(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<RangeResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.gate.unary(&metadata, request.serializable)?;
+        validate::range(&request)?;
+        self.catch_up(request.serializable).await?;
+        let (mut response, revision) = self.read(request).await?;
+        response.header = Some(header(&self.node, revision));
+        Ok(Response::new(response))
+    }
+
+    async fn range_stream(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let leader = self.gate.stream(&metadata, false)?;
+        validate::range_stream(&request)?;
+        self.catch_up(request.serializable).await?;
+        let chunk_bytes = self.limits.max_request_bytes / 2;
+        let node = self.node.clone();
+        let chunks = range_stream::start(
+            node,
+            self.reader.clone(),
+            self.blocking.clone(),
+            request,
+            chunk_bytes,
+            leader,
+        );
+        Ok(Response::new(chunks.await?))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.gate.unary(&metadata, false)?;
+        self.quota.admit(quota::put_cost(&request)).await?;
+        validate::put(&request)?;
+        let outcome = self.node.propose(Op::Put(request)).await?;
+        match outcome.result? {
+            Reply::Put(mut response) => {
+                response.header = Some(header(&self.node, outcome.revision));
+                Ok(Response::new(response))
+            }
+            other => Err(mismatched("Put", &other)),
+        }
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.gate.unary(&metadata, false)?;
+        validate::delete_range(&request)?;
+        let outcome = self.node.propose(Op::DeleteRange(request)).await?;
+        match outcome.result? {
+            Reply::DeleteRange(mut response) => {
+                response.header = Some(header(&self.node, outcome.revision));
+                Ok(Response::new(response))
+            }
+            other => Err(mismatched("DeleteRange", &other)),
+        }
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.gate.unary(&metadata, false)?;
+        self.quota.admit(quota::txn_cost(&request)).await?;
+        validate::txn(&request, self.limits.max_txn_ops)?;
+        let (mut response, revision) = if validate::is_read_only(&request) {
+            self.catch_up(validate::is_serializable(&request)).await?;
+            self.read_txn(request).await?
+        } else {
+            let outcome = self.node.propose(Op::Txn(request)).await?;
+            match outcome.result? {
+                Reply::Txn(response) => (response, outcome.revision),
+                other => return Err(mismatched("Txn", &other)),
+            }
+        };
+        response.header = Some(header(&self.node, revision));
+        Ok(Response::new(response))
+    }
+
+    async fn compact(
+        &self,
+        request: Request<CompactionRequest>,
+    ) -> Result<Response<CompactionResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.gate.unary(&metadata, false)?;
+        let physical = request.physical;
+        let outcome = self.node.propose_urgent(Op::Compaction(request)).await?;
+        let (ticket, refused) = match outcome.result {
+            Ok(Reply::Compact(ticket)) => (ticket, None),
+            // Whoever asks for removal may go by the answer that the rows are gone, whoever
+            // compacted them.
+            Err(error @ Error::Compacted) if physical => {
+                (Some(self.reader.compaction_ticket()), Some(error))
+            }
+            Err(error) => (None, Some(error)),
+            Ok(other) => return Err(mismatched("Compact", &other)),
+        };
+        if let Some(ticket) = ticket
+            && !ticket.wait().await
+        {
+            return Err(Error::Stopped.into());
+        }
+        if let Some(error) = refused {
+            return Err(error.into());
+        }
+        let header = Some(header(&self.node, self.reader.revision()));
+        Ok(Response::new(CompactionResponse { header }))
+    }
+}
