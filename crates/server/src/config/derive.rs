@@ -42,6 +42,7 @@ impl Config {
                 bytes => bytes,
             },
             request_timeout: limits::request_timeout(election),
+            election_timeout: election,
             min_lease_ttl: limits::min_lease_ttl(heartbeat, election),
             progress_notify_interval: or(
                 self.watch_progress_notify_interval,
