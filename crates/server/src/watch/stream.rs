@@ -10,11 +10,12 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{Stream, StreamExt};
 use kelson_api::Error;
 use kelson_api::etcdserverpb::watch_request::RequestUnion;
 use kelson_api::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
 use kelson_storage::Recent;
+use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::Status;
 
@@ -80,10 +81,18 @@ enum State {
     Ended,
 }
 
-/// A read of history under way.
+/// A read of history under way. It is a task of its own: a stream whose client takes nothing is not
+/// polled, and must not keep its place among the reads from others.
 struct RunningSlice {
     members: Vec<Slot>,
-    result: BoxFuture<'static, Slice>,
+    read: JoinHandle<Slice>,
+}
+
+impl Drop for RunningSlice {
+    /// A read that still waits for its turn is not needed any more.
+    fn drop(&mut self) {
+        self.read.abort();
+    }
 }
 
 /// What can happen to a stream.
@@ -452,13 +461,14 @@ where
             let before = next_group.map_or(i64::MAX, |(from, _)| *from);
             let watchers = members.iter().filter_map(|slot| self.watchers.get(*slot));
             let interests = watchers.map(|watcher| watcher.interest.clone()).collect();
-            let result = run_slice(self.source.clone(), &self.hub, interests, from, before);
-            self.slice = Some(RunningSlice { members, result });
+            let read = run_slice(self.source.clone(), &self.hub, interests, from, before);
+            self.slice = Some(RunningSlice { members, read });
         }
     }
 
     fn take_slice(&mut self, slice: Slice) {
-        let Some(RunningSlice { members, .. }) = self.slice.take() else { return };
+        let Some(mut running) = self.slice.take() else { return };
+        let members = std::mem::take(&mut running.members);
         match slice {
             Slice::Read { found, next } => {
                 self.send_found(found, &members, next);
@@ -586,24 +596,23 @@ fn run_slice<S: Source>(
     interests: Vec<Interest>,
     from: i64,
     before: i64,
-) -> BoxFuture<'static, Slice> {
+) -> JoinHandle<Slice> {
     let (permits, tuning) = (hub.slices.clone(), hub.tuning);
-    async move {
+    tokio::spawn(async move {
         let permit = permits.acquire_owned().await;
         let read = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             read_slice(&source, &interests, from, before, &tuning)
         });
-        // A join error means that the read panicked or the runtime ends.
         read.await.unwrap_or(Slice::Failed(Error::Stopped))
-    }
-    .boxed()
+    })
 }
 
 /// Waits for the running read. Cancel safe: the read stays in place.
 async fn slice_read(slice: &mut Option<RunningSlice>) -> Slice {
     match slice {
-        Some(slice) => (&mut slice.result).await,
+        // A join error means that the read panicked or the runtime ends.
+        Some(slice) => (&mut slice.read).await.unwrap_or(Slice::Failed(Error::Stopped)),
         None => std::future::pending().await,
     }
 }
