@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn names_and_addresses_of_one_host_are_the_same_endpoint() {
-        let url = |text| vec![Url::parse(text).expect("a URL")];
+        let url = |text: &str| vec![Url::parse(text).expect("a URL")];
         let name = url("http://localhost:2380");
         let resolved = ("localhost", 2380).to_socket_addrs().expect("localhost").next();
         let address = url(&format!("http://{}", resolved.expect("an address")));
