@@ -61,6 +61,17 @@ pub enum StartError {
         /// Applied index of the state.
         state: u64,
     },
+    /// The log begins behind the state, so entries between them are gone.
+    #[error(
+        "the state has applied {state}, but the log begins after {log}: the state was lost or \
+         replaced; restore a snapshot, or replace this member"
+    )]
+    StateLost {
+        /// Last index that was purged from the log.
+        log: u64,
+        /// Applied index of the state.
+        state: u64,
+    },
     /// The log cannot be opened.
     #[error("open the log: {0}")]
     Log(#[from] kelson_storage::log::LogError),
