@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kelson_api::Error;
 use kelson_raft::Node;
+use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 
 use crate::app::App;
@@ -18,13 +19,18 @@ const MISSES_MAX: u32 = 3;
 pub struct Gate {
     node: Node,
     election: Duration,
+    stopping: watch::Receiver<bool>,
 }
 
 impl Gate {
     /// A gate in front of the member of `app`.
     #[must_use]
     pub fn new(app: &App) -> Self {
-        Self { node: app.node.clone(), election: app.limits.election_timeout }
+        Self {
+            node: app.node.clone(),
+            election: app.limits.election_timeout,
+            stopping: app.stopping.clone(),
+        }
     }
 
     /// Admits a unary call. `learner_serves` says whether a learner answers this request.
@@ -45,7 +51,7 @@ impl Gate {
         learner_serves: bool,
     ) -> Result<LeaderWatch, Error> {
         let required = self.admit(metadata, learner_serves)?;
-        Ok(LeaderWatch { node: self.node.clone(), election: self.election, required, misses: 0 })
+        Ok(LeaderWatch { gate: self.clone(), required, misses: 0 })
     }
 
     /// Returns whether the client requires a leader.
@@ -66,10 +72,10 @@ impl Gate {
     }
 }
 
-/// Tells an open stream that its member has been without a leader for too long.
+/// Tells an open stream that it must end: its member has been without a leader for too long, or
+/// the server stops.
 pub struct LeaderWatch {
-    node: Node,
-    election: Duration,
+    gate: Gate,
     required: bool,
     misses: u32,
 }
@@ -85,8 +91,23 @@ impl LeaderWatch {
             return std::future::pending().await;
         }
         while self.misses < MISSES_MAX {
-            tokio::time::sleep(self.election).await;
-            self.misses = if self.node.status().leader.is_none() { self.misses + 1 } else { 0 };
+            tokio::time::sleep(self.gate.election).await;
+            let lost = self.gate.node.status().leader.is_none();
+            self.misses = if lost { self.misses + 1 } else { 0 };
+        }
+    }
+
+    /// Returns why the stream must end, once it must: as [`LeaderWatch::lost`], or `Stopped` when
+    /// the server stops.
+    ///
+    /// # Cancel safety
+    /// As [`LeaderWatch::lost`].
+    pub async fn ended(&mut self) -> Error {
+        let mut stopping = self.gate.stopping.clone();
+        tokio::select! {
+            // A closed channel means that the process is past telling: the server stops too.
+            _ = stopping.wait_for(|stopping| *stopping) => Error::Stopped,
+            () = self.lost() => Error::NoLeader,
         }
     }
 }

@@ -58,10 +58,7 @@ impl Health for HealthService {
         // The status never changes while the connection lives, so the stream says it once and then
         // waits for the client to leave.
         let first = futures::stream::iter([Ok(response(status))]);
-        let end = futures::stream::once(async move {
-            leader.lost().await;
-            Err(Error::NoLeader.into())
-        });
+        let end = futures::stream::once(async move { Err(leader.ended().await.into()) });
         Ok(Response::new(Box::pin(first.chain(end))))
     }
 }

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::Stream;
-use kelson_api::Error;
 use kelson_api::command::command::Op;
 use kelson_api::etcdserverpb::lease_server::Lease;
 use kelson_api::etcdserverpb::{
@@ -200,7 +199,7 @@ impl KeepAlive {
             // A request that is there is served even if the leader is gone: it gets the error.
             biased;
             request = self.requests.message() => request.map_err(wire::translate)?,
-            () = self.leader.lost() => return Err(Error::NoLeader.into()),
+            error = self.leader.ended() => return Err(error.into()),
         };
         let Some(LeaseKeepAliveRequest { id }) = request else {
             return Ok(None);

@@ -33,6 +33,7 @@ pub(super) struct MaintenanceService {
     metrics: Arc<Metrics>,
     gate: Gate,
     blocking: Blocking,
+    snapshots: snapshot::Places,
 }
 
 impl MaintenanceService {
@@ -44,6 +45,7 @@ impl MaintenanceService {
             metrics: Arc::clone(&app.metrics),
             gate: Gate::new(app),
             blocking: Blocking::new(),
+            snapshots: snapshot::Places::new(),
         }
     }
 
@@ -173,8 +175,9 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         let leader = self.gate.stream(request.metadata(), true)?;
         let version = self.storage_version();
-        let pieces = snapshot::start(self.reader.clone(), &self.metrics, version, leader);
-        Ok(Response::new(pieces))
+        let reader = self.reader.clone();
+        let pieces = snapshot::start(&self.snapshots, reader, &self.metrics, version, leader);
+        Ok(Response::new(pieces.await))
     }
 
     async fn move_leader(

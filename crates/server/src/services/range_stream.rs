@@ -81,7 +81,7 @@ impl RangeChunks {
                     // A chunk that is there is sent even if the leader is gone meanwhile.
                     biased;
                     read = read => read?,
-                    () = self.leader.lost() => return Err(Error::NoLeader.into()),
+                    error = self.leader.ended() => return Err(error.into()),
                 };
                 range = back;
                 chunk?

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use kelson_api::Error;
 use kelson_api::etcdserverpb::SnapshotResponse;
 use kelson_storage::Reader;
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tonic::Status;
 
 use super::gate::LeaderWatch;
@@ -27,33 +28,53 @@ const AHEAD_MAX: usize = 16;
 /// The messages of one snapshot.
 pub(super) struct Pieces {
     messages: mpsc::Receiver<Result<SnapshotResponse, Status>>,
-    lost: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Says when the stream must end; none once it has.
+    ended: Option<Pin<Box<dyn Future<Output = Error> + Send>>>,
 }
 
 impl Stream for Pieces {
     type Item = Result<SnapshotResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        match self.messages.poll_recv(context) {
-            Poll::Ready(message) => Poll::Ready(message),
-            Poll::Pending => match self.lost.as_mut().poll(context) {
-                Poll::Ready(()) => Poll::Ready(Some(Err(Error::NoLeader.into()))),
-                Poll::Pending => Poll::Pending,
-            },
+        let Some(ended) = &mut self.ended else {
+            return Poll::Ready(None);
+        };
+        if let Poll::Ready(error) = ended.as_mut().poll(context) {
+            self.ended = None;
+            return Poll::Ready(Some(Err(error.into())));
         }
+        self.messages.poll_recv(context)
+    }
+}
+
+/// Snapshots sent at once; further callers wait. Each holds a thread and keeps compaction from
+/// removing what it still has to read.
+const SENDING_MAX: usize = 4;
+
+/// Counts the snapshots that are being sent.
+#[derive(Clone)]
+pub(super) struct Places(Arc<Semaphore>);
+
+impl Places {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(SENDING_MAX)))
     }
 }
 
 /// Starts a snapshot of the state of this moment.
-pub(super) fn start(
+pub(super) async fn start(
+    places: &Places,
     reader: Reader,
     metrics: &Metrics,
     version: String,
     mut leader: LeaderWatch,
 ) -> Pieces {
+    let place = Arc::clone(&places.0).acquire_owned().await;
+    let place = place.expect("the semaphore is never closed");
     let (sender, messages) = mpsc::channel(AHEAD_MAX);
     let duration = metrics.disk_backend_snapshot_duration.clone();
     tokio::task::spawn_blocking(move || {
+        let _place = place;
         let started = Instant::now();
         match reader.snapshot() {
             Ok(file) => {
@@ -67,7 +88,7 @@ pub(super) fn start(
         }
         duration.observe(started.elapsed().as_secs_f64());
     });
-    Pieces { messages, lost: Box::pin(async move { leader.lost().await }) }
+    Pieces { messages, ended: Some(Box::pin(async move { leader.ended().await })) }
 }
 
 /// The way out: where messages go and how many bytes are still to come.
