@@ -256,6 +256,10 @@ impl Play<'_> {
                 }
             }
             text = masked_number(&masked_number(&text, "\"raft_term\":"), "\"RaftTerm\" : ");
+            if step.utility {
+                // Both cover bytes that no client sees, such as random lease ids.
+                text = masked_number(&masked_number(&text, "\"hash\":"), "\"totalSize\":");
+            }
             if step.likeness == Likeness::Shape { shape(&text) } else { text }
         };
         Answer {
@@ -351,9 +355,13 @@ impl Answer {
     }
 }
 
-/// etcdctl logs in JSON lines between its messages; their times and addresses always differ.
+/// etcdctl logs in JSON lines between its messages, etcdutl in lines of tab-separated fields behind
+/// the date; their times and addresses always differ.
 fn without_logs(text: &str) -> String {
-    text.lines().filter(|line| !line.starts_with("{\"level\"")).map(|l| format!("{l}\n")).collect()
+    let is_log = |line: &str| {
+        line.starts_with("{\"level\"") || (line.starts_with("20") && line.contains('\t'))
+    };
+    text.lines().filter(|line| !is_log(line)).map(|line| format!("{line}\n")).collect()
 }
 
 fn masked_number(text: &str, before: &str) -> String {
