@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::types::LogId;
+
 /// Settings of the state.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -21,19 +23,23 @@ pub struct Options {
     pub recent_bytes: usize,
     /// Memory that the engine may use for clean pages. Unit: bytes.
     pub sled_cache_bytes: u64,
+    /// Everything up to this entry is gone from the log. A damaged or missing state is rebuilt only
+    /// if nothing is.
+    pub log_purged: LogId,
 }
 
 impl Options {
     /// The defaults for a data directory.
-    pub fn new(data_dir: PathBuf) -> Self {
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
-            data_dir,
+            data_dir: data_dir.into(),
             checkpoint_bytes: 32 << 20,
             checkpoint_interval: Duration::from_secs(1),
             compaction_batch_limit: 1000,
             compaction_sleep: Duration::from_millis(10),
             recent_bytes: 64 << 20,
             sled_cache_bytes: 64 << 20,
+            log_purged: LogId::default(),
         }
     }
 }

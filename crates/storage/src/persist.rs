@@ -1,0 +1,392 @@
+//! The persister: the one thread that writes the state to disk, behind the log and behind the answers
+//! to clients. It drains a queue of deltas, never goes past what the log has on disk, and closes what
+//! it wrote with a checkpoint: rows, tables and applied position become durable in one flush. A second
+//! thread answers reads of old rows from a handle of its own; what is queued is readable meanwhile.
+//!
+//! The first error or panic of the database ends the process. It never retries: after a failed flush
+//! the database may claim success for data that it lost.
+
+mod reads;
+mod writer;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, RwLock};
+use tokio::sync::watch;
+
+use crate::engine::Backend;
+use crate::keys::Tally;
+pub(crate) use crate::recover::Recovered;
+use crate::types::{Delta, Fatal, LogId, RevisionKey, Row};
+use reads::Reads;
+
+/// Deltas waiting to be written. At the bound `push` blocks, which slows the apply loop down. Unit:
+/// bytes.
+const QUEUE_BYTES: usize = 256 << 20;
+/// Compaction slices waiting to be removed. At the bound `remove_rows` blocks, which slows the
+/// compaction thread down.
+const QUEUE_SLICES: usize = 4;
+
+/// How the persister works.
+#[derive(Clone)]
+pub(crate) struct PersistConfig {
+    /// Written bytes that force a checkpoint; they live in memory until then.
+    pub(crate) checkpoint_bytes: u64,
+    /// Longest time between a write and the checkpoint that closes it.
+    pub(crate) checkpoint_interval: Duration,
+    /// Where the database lies, to measure it and to rewrite it.
+    pub(crate) place: Option<Place>,
+}
+
+/// The directory of a database on disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// Holds one directory per generation of the database and the file that names the current one.
+    pub(crate) state_dir: PathBuf,
+    pub(crate) cache_bytes: u64,
+}
+
+/// How far the log is on disk. Source: `log::Durable`; tests bring their own.
+pub(crate) trait DurableLog: Send + 'static {
+    /// Blocks until the entry is on disk; false if the log was closed before.
+    fn wait_for(&self, index: u64) -> bool;
+}
+
+impl DurableLog for crate::log::Durable {
+    fn wait_for(&self, index: u64) -> bool {
+        crate::log::Durable::wait_for(self, index)
+    }
+}
+
+/// Handle to the threads. Dropping it is the same as `shutdown`.
+pub(crate) struct Persister {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the handle and the threads have in common.
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Something for the writer to do.
+    work: Condvar,
+    /// Room in the queue, or a removal has ended.
+    room: Condvar,
+    /// Rows that were pushed and are not in the database yet.
+    tail: RwLock<BTreeMap<RevisionKey, Row>>,
+    reads: Reads,
+    durable_applied: watch::Sender<LogId>,
+    finished_compaction: watch::Sender<i64>,
+    checkpoints: Mutex<CheckpointStats>,
+    /// Directory of the current generation; moves when the database is rewritten.
+    generation_dir: Mutex<Option<PathBuf>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    deltas: VecDeque<Delta>,
+    bytes: usize,
+    slices: VecDeque<Slice>,
+    /// Deltas pushed and deltas written since the start: a slice waits for those before it.
+    pushed: u64,
+    written: u64,
+    /// Scans that need rows to stay.
+    holds: usize,
+    is_removing: bool,
+    rewrites: Vec<std::sync::mpsc::SyncSender<Result<bool, Fatal>>>,
+    is_stopping: bool,
+    /// With `is_stopping`: leave without writing what is queued.
+    is_abandoned: bool,
+}
+
+/// Rows that a compaction removes in one go.
+struct Slice {
+    rows: Vec<(RevisionKey, bool)>,
+    revision: i64,
+    last: bool,
+    /// It may run once this many deltas were written.
+    after: u64,
+}
+
+/// Durations of checkpoints since the last call of `take_checkpoints`, for a histogram. Bounded; the
+/// oldest are dropped.
+#[derive(Default, Debug)]
+struct CheckpointStats {
+    samples: VecDeque<Duration>,
+}
+
+/// Samples kept between two collections of metrics: enough for an hour of checkpoints.
+const CHECKPOINT_SAMPLES: usize = 4096;
+
+impl Persister {
+    /// Starts the threads on an opened database.
+    ///
+    /// `applied` and `tally` are what the database says of itself; `finished` is the last compaction
+    /// that removed all its rows, -1 if none did.
+    pub(crate) fn start(
+        backend: Box<dyn Backend>,
+        config: PersistConfig,
+        durable: impl DurableLog,
+        at: Start,
+    ) -> Result<Self, std::io::Error> {
+        let (reads, jobs) = Reads::new();
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            room: Condvar::new(),
+            tail: RwLock::default(),
+            reads,
+            durable_applied: watch::Sender::new(at.applied),
+            finished_compaction: watch::Sender::new(at.finished),
+            checkpoints: Mutex::default(),
+            generation_dir: Mutex::new(at.generation_dir),
+        });
+        let read_handle = backend.reader();
+        let reader = std::thread::Builder::new().name("state-reader".into());
+        let reader = reader.spawn(move || reads::serve(read_handle, &jobs))?;
+        let writer_shared = shared.clone();
+        let writer = std::thread::Builder::new().name("state-writer".into());
+        let writer = writer.spawn(move || {
+            writer::Writer::new(writer_shared, backend, config, durable, at.applied, at.tally)
+                .run();
+        })?;
+        Ok(Self { shared, threads: Mutex::new(vec![writer, reader]) })
+    }
+
+    /// Queues what one entry changed. Its rows are readable when this returns. Blocks while the
+    /// queue is over its bound.
+    ///
+    /// # Errors
+    /// The persister was shut down.
+    pub(crate) fn push(&self, delta: Delta) -> Result<(), Fatal> {
+        let mut queue = self.shared.queue.lock();
+        while queue.bytes > QUEUE_BYTES && !queue.is_stopping {
+            self.shared.room.wait(&mut queue);
+        }
+        if queue.is_stopping {
+            return Err(stopped());
+        }
+        if !delta.rows.is_empty() {
+            let rows = delta.rows.iter().map(|row| (row.key, row.clone()));
+            self.shared.tail.write().extend(rows);
+        }
+        queue.bytes += cost(&delta);
+        queue.pushed += 1;
+        queue.deltas.push_back(delta);
+        self.shared.work.notify_one();
+        Ok(())
+    }
+
+    /// Queues the removal of rows that a compaction to revision `done` made superfluous; `last` ends
+    /// that compaction. Blocks while too many slices wait; does nothing after shutdown.
+    pub(crate) fn remove_rows(&self, rows: Vec<(RevisionKey, bool)>, done: i64, last: bool) {
+        let mut queue = self.shared.queue.lock();
+        while queue.slices.len() >= QUEUE_SLICES && !queue.is_stopping {
+            self.shared.room.wait(&mut queue);
+        }
+        let after = queue.pushed;
+        queue.slices.push_back(Slice { rows, revision: done, last, after });
+        self.shared.work.notify_one();
+    }
+
+    /// One row, from the queue or from disk. Blocking.
+    ///
+    /// # Errors
+    /// The persister was shut down.
+    pub(crate) fn get(&self, key: RevisionKey) -> Result<Option<Bytes>, Fatal> {
+        if let Some(row) = self.shared.tail.read().get(&key) {
+            return Ok(Some(row.kv.clone()));
+        }
+        self.shared.reads.get(key)
+    }
+
+    /// Rows in revision order from `from` on, queued ones included; at least one if there is any,
+    /// then until a limit is reached. An empty answer means the end. Blocking.
+    ///
+    /// # Errors
+    /// The persister was shut down.
+    pub(crate) fn scan(
+        &self,
+        from: RevisionKey,
+        limit_rows: usize,
+        limit_bytes: usize,
+    ) -> Result<Vec<Row>, Fatal> {
+        // The queue first: a row leaves it only after the database has it, so that none is missed.
+        let mut queued = Vec::new();
+        let mut bytes = 0;
+        for row in self.shared.tail.read().range(from..).take(limit_rows.max(1)).map(|(_, row)| row)
+        {
+            bytes += row_cost(row);
+            queued.push(row.clone());
+            if bytes >= limit_bytes {
+                break;
+            }
+        }
+        let stored = self.shared.reads.scan(from, limit_rows, limit_bytes)?;
+        Ok(merge(stored, queued, limit_rows.max(1), limit_bytes))
+    }
+
+    /// Applied position of the last finished checkpoint.
+    pub(crate) fn durable_applied(&self) -> LogId {
+        *self.shared.durable_applied.borrow()
+    }
+
+    /// Moves with `durable_applied`.
+    pub(crate) fn durable_watch(&self) -> watch::Receiver<LogId> {
+        self.shared.durable_applied.subscribe()
+    }
+
+    /// Revision of the last compaction whose rows are gone from disk; -1 = none.
+    pub(crate) fn finished_compaction(&self) -> watch::Receiver<i64> {
+        self.shared.finished_compaction.subscribe()
+    }
+
+    /// Keeps all rows on disk until the guard is dropped; waits for a removal that is under way.
+    pub(crate) fn hold_removals(&self) -> Hold {
+        let mut queue = self.shared.queue.lock();
+        queue.holds += 1;
+        while queue.is_removing {
+            self.shared.room.wait(&mut queue);
+        }
+        drop(queue);
+        Hold { shared: self.shared.clone() }
+    }
+
+    /// Bytes that the files of the database take on disk; 0 for one in memory.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        let dir = self.shared.generation_dir.lock().clone();
+        dir.map_or(0, |dir| crate::disk::used_bytes(&dir))
+    }
+
+    /// Whether the file system is so full that clients should stop writing: less than the larger of
+    /// 256 MiB and 2 % is free.
+    pub(crate) fn disk_low(&self) -> bool {
+        let dir = self.shared.generation_dir.lock().clone();
+        dir.is_some_and(|dir| crate::disk::is_low(&dir))
+    }
+
+    /// Rewrites the database into new files if that frees a good part of it, and says whether it
+    /// did. Blocking; reads and writes wait meanwhile.
+    ///
+    /// # Errors
+    /// The persister was shut down.
+    pub(crate) fn defragment(&self) -> Result<bool, Fatal> {
+        let (answer, wait) = std::sync::mpsc::sync_channel(1);
+        let mut queue = self.shared.queue.lock();
+        if queue.is_stopping {
+            return Err(stopped());
+        }
+        queue.rewrites.push(answer);
+        self.shared.work.notify_one();
+        drop(queue);
+        wait.recv().unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Durations of the checkpoints since the last call.
+    pub(crate) fn take_checkpoints(&self) -> Vec<Duration> {
+        self.shared.checkpoints.lock().samples.drain(..).collect()
+    }
+
+    /// Writes what is queued and durable in the log, makes a last checkpoint and ends the threads.
+    /// A second call does nothing.
+    pub(crate) fn shutdown(&self) {
+        self.stop(false);
+    }
+
+    /// Ends the threads as they stand: what is not in a checkpoint stays unwritten or unflushed.
+    #[cfg(test)]
+    fn abandon(&self) {
+        self.stop(true);
+    }
+
+    fn stop(&self, is_abandoned: bool) {
+        let mut queue = self.shared.queue.lock();
+        if !queue.is_stopping {
+            (queue.is_stopping, queue.is_abandoned) = (true, is_abandoned);
+        }
+        self.shared.work.notify_all();
+        self.shared.room.notify_all();
+        drop(queue);
+        for thread in self.threads.lock().drain(..) {
+            // A panic of these threads has already ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Persister {
+    fn drop(&mut self) {
+        self.stop(false);
+    }
+}
+
+/// Where a database stands when its persister starts.
+pub(crate) struct Start {
+    pub(crate) applied: LogId,
+    pub(crate) tally: Tally,
+    pub(crate) finished: i64,
+    pub(crate) generation_dir: Option<PathBuf>,
+}
+
+/// While it lives no row is removed from disk.
+pub(crate) struct Hold {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.shared.queue.lock().holds -= 1;
+        self.shared.work.notify_one();
+    }
+}
+
+/// Memory that a queued row stands for, its place in maps included.
+fn row_cost(row: &Row) -> usize {
+    row.kv.len() + 96
+}
+
+fn cost(delta: &Delta) -> usize {
+    delta.bytes.max(delta.rows.iter().map(row_cost).sum()) + 64
+}
+
+fn stopped() -> Fatal {
+    Fatal("the store was shut down".to_owned())
+}
+
+/// Two ordered lists as one, without repeats, cut at the limits.
+fn merge(stored: Vec<Row>, queued: Vec<Row>, limit_rows: usize, limit_bytes: usize) -> Vec<Row> {
+    if queued.is_empty() {
+        return stored;
+    }
+    let mut merged = Vec::with_capacity(stored.len() + queued.len());
+    let (mut stored, mut queued) = (stored.into_iter().peekable(), queued.into_iter().peekable());
+    let mut bytes = 0;
+    while merged.len() < limit_rows && (bytes < limit_bytes || merged.is_empty()) {
+        let row = match (stored.peek(), queued.peek()) {
+            (Some(left), Some(right)) if left.key == right.key => {
+                queued.next();
+                stored.next()
+            }
+            (Some(left), Some(right)) if left.key > right.key => queued.next(),
+            (None, _) => queued.next(),
+            (Some(_), _) => stored.next(),
+        };
+        let Some(row) = row else { break };
+        bytes += row_cost(&row);
+        merged.push(row);
+    }
+    merged
+}
+
+/// Ends the process: the state on disk can no longer be trusted to follow the log.
+fn die(error: &dyn std::error::Error) -> ! {
+    tracing::error!(%error, "the state storage failed; the process ends to protect the data");
+    std::process::abort();
+}
+
+#[cfg(test)]
+mod tests;

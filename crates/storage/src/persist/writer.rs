@@ -1,0 +1,277 @@
+//! The writing thread: drains the queue into the database, removes compacted rows, makes checkpoints
+//! and rewrites the database on request. It owns the only writing handle.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{CHECKPOINT_SAMPLES, DurableLog, PersistConfig, Shared, Slice, cost, die};
+use crate::engine::{Backend, EngineError};
+use crate::keys::{self, Pair, Tally};
+use crate::recover;
+use crate::types::{Delta, Fatal, LogId, MetaChange};
+
+/// Rows in one call into the database; it locks all the leaves they touch. One delta is never split.
+const BATCH_ROWS: usize = 5_000;
+/// Bytes in one call into the database.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// The thread's own things.
+pub(super) struct Writer<D> {
+    shared: Arc<Shared>,
+    /// `None` only while a rewrite swaps it.
+    backend: Option<Box<dyn Backend>>,
+    config: PersistConfig,
+    durable: D,
+    applied: LogId,
+    tally: Tally,
+    dirty_bytes: u64,
+    /// When the oldest write since the last checkpoint happened.
+    dirty_since: Option<Instant>,
+}
+
+/// What the queue asks for next.
+enum Task {
+    Deltas(Vec<Delta>),
+    Slice(Slice),
+    Checkpoint,
+    Rewrite(Vec<std::sync::mpsc::SyncSender<Result<bool, Fatal>>>),
+    /// Leave; true = with a checkpoint.
+    Stop(bool),
+}
+
+impl<D: DurableLog> Writer<D> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        backend: Box<dyn Backend>,
+        config: PersistConfig,
+        durable: D,
+        applied: LogId,
+        tally: Tally,
+    ) -> Self {
+        let (dirty_bytes, dirty_since) = (0, None);
+        let backend = Some(backend);
+        Self { shared, backend, config, durable, applied, tally, dirty_bytes, dirty_since }
+    }
+
+    /// Works until told to stop. Never returns with an error: it ends the process.
+    pub(super) fn run(mut self) {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work()));
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => die(&error),
+            // The panic hook has already said where.
+            Err(_) => die(&Fatal("the state writer panicked".to_owned())),
+        }
+    }
+
+    fn work(&mut self) -> Result<(), EngineError> {
+        loop {
+            match self.next() {
+                Task::Deltas(deltas) => {
+                    let last = deltas.last().map_or(0, |delta| delta.id.index);
+                    if !self.durable.wait_for(last) {
+                        // The log is closed: the rest of the queue comes back from it at the start.
+                        return self.finish(true);
+                    }
+                    self.write(deltas)?;
+                    self.checkpoint_if_due()?;
+                }
+                Task::Slice(slice) => self.remove(slice)?,
+                Task::Checkpoint => self.checkpoint()?,
+                Task::Rewrite(askers) => {
+                    let rewritten = self.rewrite()?;
+                    for asker in askers {
+                        // An asker that gave up takes no answer, which is fine.
+                        let _ = asker.send(Ok(rewritten));
+                    }
+                }
+                Task::Stop(with_checkpoint) => return self.finish(with_checkpoint),
+            }
+        }
+    }
+
+    fn next(&self) -> Task {
+        let mut queue = self.shared.queue.lock();
+        loop {
+            if queue.is_stopping && (queue.is_abandoned || queue.deltas.is_empty()) {
+                return Task::Stop(!queue.is_abandoned);
+            }
+            if !queue.rewrites.is_empty() {
+                return Task::Rewrite(std::mem::take(&mut queue.rewrites));
+            }
+            if self
+                .dirty_since
+                .is_some_and(|since| since.elapsed() >= self.config.checkpoint_interval)
+            {
+                return Task::Checkpoint;
+            }
+            // Slices before younger deltas: otherwise a busy member would never get rid of rows.
+            let written = queue.written;
+            let is_free = queue.holds == 0 && !queue.is_stopping;
+            if is_free && queue.slices.front().is_some_and(|slice| slice.after <= written) {
+                queue.is_removing = true;
+                let slice = queue.slices.pop_front().expect("it was just looked at");
+                self.shared.room.notify_all();
+                return Task::Slice(slice);
+            }
+            let (mut rows, mut bytes, mut count) = (0, 0, 0);
+            for delta in &queue.deltas {
+                rows += delta.rows.len() + delta.meta.len();
+                bytes += cost(delta);
+                if count > 0 && (rows > BATCH_ROWS || bytes > BATCH_BYTES) {
+                    break;
+                }
+                count += 1;
+            }
+            if count > 0 {
+                let deltas: Vec<_> = queue.deltas.drain(..count).collect();
+                return Task::Deltas(deltas);
+            }
+            match self.dirty_since {
+                Some(since) => {
+                    self.shared
+                        .work
+                        .wait_until(&mut queue, since + self.config.checkpoint_interval);
+                }
+                None => self.shared.work.wait(&mut queue),
+            }
+        }
+    }
+
+    fn backend(&mut self) -> &mut dyn Backend {
+        self.backend.as_mut().expect("only a rewrite takes the handle, and puts one back").as_mut()
+    }
+
+    fn write(&mut self, deltas: Vec<Delta>) -> Result<(), EngineError> {
+        let mut puts: Vec<Pair> = Vec::new();
+        for delta in &deltas {
+            for row in &delta.rows {
+                let (key, value) = keys::encode_row(row);
+                self.tally.add(&key, &value);
+                puts.push((key, value));
+            }
+            for change in &delta.meta {
+                self.write_meta(change, &mut puts)?;
+            }
+        }
+        self.write_puts(puts)?;
+        self.applied = deltas.last().map_or(self.applied, |delta| delta.id);
+        let bytes: usize = deltas.iter().map(cost).sum();
+        self.note_dirty(bytes);
+        let mut tail = self.shared.tail.write();
+        for row in deltas.iter().flat_map(|delta| &delta.rows) {
+            tail.remove(&row.key);
+        }
+        drop(tail);
+        let mut queue = self.shared.queue.lock();
+        queue.bytes -= bytes;
+        queue.written += deltas.len() as u64;
+        self.shared.room.notify_all();
+        Ok(())
+    }
+
+    /// Queues the puts of a change; before a removal all earlier puts are carried out.
+    fn write_meta(&mut self, change: &MetaChange, puts: &mut Vec<Pair>) -> Result<(), EngineError> {
+        let writes = keys::encode_meta(change);
+        puts.extend(writes.puts);
+        if !writes.removes.is_empty() {
+            self.write_puts(std::mem::take(puts))?;
+            for key in writes.removes {
+                self.backend().remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_puts(&mut self, puts: Vec<Pair>) -> Result<(), EngineError> {
+        if puts.is_empty() { Ok(()) } else { self.backend().write(puts) }
+    }
+
+    fn note_dirty(&mut self, bytes: usize) {
+        self.dirty_bytes += bytes as u64;
+        self.dirty_since.get_or_insert_with(Instant::now);
+    }
+
+    fn checkpoint_if_due(&mut self) -> Result<(), EngineError> {
+        if self.dirty_bytes >= self.config.checkpoint_bytes { self.checkpoint() } else { Ok(()) }
+    }
+
+    /// Makes everything written so far durable together with the position that it amounts to.
+    fn checkpoint(&mut self) -> Result<(), EngineError> {
+        let begun = Instant::now();
+        let closing = keys::encode_checkpoint(self.applied, self.tally).to_vec();
+        self.backend().write(closing)?;
+        self.backend().flush()?;
+        (self.dirty_bytes, self.dirty_since) = (0, None);
+        self.shared.durable_applied.send_replace(self.applied);
+        self.record(begun.elapsed());
+        Ok(())
+    }
+
+    fn record(&self, duration: Duration) {
+        let mut checkpoints = self.shared.checkpoints.lock();
+        if checkpoints.samples.len() == CHECKPOINT_SAMPLES {
+            checkpoints.samples.pop_front();
+        }
+        checkpoints.samples.push_back(duration);
+    }
+
+    /// One slice, one checkpoint: removals touch leaves all over the tree, which stay in memory until
+    /// they are flushed.
+    fn remove(&mut self, slice: Slice) -> Result<(), EngineError> {
+        for (revision, tombstone) in slice.rows {
+            let key = keys::row_key(revision, tombstone);
+            if let Some(value) = self.backend().remove(&key)? {
+                self.tally.subtract(&key, &value);
+            }
+        }
+        if slice.last {
+            let finished = keys::encode_meta(&MetaChange::FinishedCompaction(slice.revision));
+            self.write_puts(finished.puts)?;
+        }
+        self.checkpoint()?;
+        if slice.last {
+            self.shared.finished_compaction.send_replace(slice.revision);
+        }
+        self.shared.queue.lock().is_removing = false;
+        self.shared.room.notify_all();
+        Ok(())
+    }
+
+    /// Copies the database into a new generation if that is worth it.
+    fn rewrite(&mut self) -> Result<bool, EngineError> {
+        self.checkpoint()?;
+        let Some(place) = self.config.place.clone() else { return Ok(false) };
+        let fresh = recover::rewrite(&place, self.backend())?;
+        let Some((dir, fresh)) = fresh else { return Ok(false) };
+        let give = self.shared.reads.pause();
+        if let Some(old) = self.backend.replace(fresh) {
+            old.close();
+        }
+        let reader = self.backend().reader();
+        *self.shared.generation_dir.lock() = Some(dir);
+        recover::remove_other_generations(&place);
+        // A reader that is gone leaves with the process.
+        let _ = give.send(Some(reader));
+        Ok(true)
+    }
+
+    fn finish(&mut self, with_checkpoint: bool) -> Result<(), EngineError> {
+        if with_checkpoint && self.dirty_since.is_some() {
+            self.checkpoint()?;
+        }
+        // The reader closes first: the writer's handle must be the last.
+        let _ = self.shared.reads.pause().send(None);
+        let backend =
+            self.backend.take().expect("only a rewrite takes the handle, and puts one back");
+        if with_checkpoint {
+            backend.close();
+        }
+        let mut queue = self.shared.queue.lock();
+        queue.is_stopping = true;
+        queue.rewrites.clear();
+        queue.is_removing = false;
+        self.shared.room.notify_all();
+        Ok(())
+    }
+}

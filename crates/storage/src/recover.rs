@@ -1,0 +1,408 @@
+//! Opening the state: finds the current generation of the database, reads everything back, checks it,
+//! and starts the persister. Nothing is taken on trust: each value has a checksum, and all rows
+//! together must have the tally of the last checkpoint. A damaged database is set aside, never
+//! repaired; the state is then rebuilt from the log if the log still has everything.
+//!
+//! `state/CURRENT` names the generation, a directory of its own beside it. A generation that the file
+//! does not name is an unfinished creation or rewrite and is removed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kelson_api::etcdserverpb::{AlarmMember, Member};
+
+use crate::dir::{make_dir, replace_file, sync_dir};
+use crate::disk::used_bytes;
+use crate::engine::sled::SledBackend;
+use crate::engine::{Backend, EngineError};
+use crate::keys::{self, SCHEMA_VERSION, Tables, Tally};
+use crate::open::OpenError;
+use crate::persist::{DurableLog, PersistConfig, Persister, Place, Start};
+use crate::types::{Fatal, LeaseRow, LogId, Row};
+
+/// First line of `CURRENT`.
+const MAGIC: &str = "kelson state 1";
+/// Rows handed over at a time while reading everything back.
+const CHUNK_ROWS: usize = 1024;
+/// Chunks between the reading thread and the one that builds the index.
+const CHUNKS_AHEAD: usize = 8;
+/// Longest silence of the database while it is read. It spins for ever on some kinds of damage.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// Pairs per call while rewriting.
+const REWRITE_PAIRS: usize = 4096;
+/// A rewrite must promise to free this many bytes, and a quarter of the files, to be worth it.
+const REWRITE_GAIN_MIN: u64 = 4 << 20;
+
+/// What the database says apart from its rows.
+#[derive(Debug, Default)]
+pub(crate) struct Recovered {
+    pub(crate) applied: LogId,
+    pub(crate) membership: Option<(LogId, Bytes)>,
+    pub(crate) leases: Vec<LeaseRow>,
+    pub(crate) alarms: Vec<AlarmMember>,
+    pub(crate) members: Vec<Member>,
+    pub(crate) removed: Vec<u64>,
+    pub(crate) uuids: Vec<(u64, Bytes)>,
+    pub(crate) cluster_version: Option<String>,
+    pub(crate) scheduled_compaction: Option<i64>,
+    pub(crate) finished_compaction: Option<i64>,
+    /// The current revision is at least this: a compaction may have removed the newest row.
+    pub(crate) current_revision_floor: i64,
+}
+
+impl From<Tables> for Recovered {
+    fn from(tables: Tables) -> Self {
+        let floor = tables.scheduled_compaction.max(tables.finished_compaction).unwrap_or(1).max(1);
+        Self {
+            applied: tables.applied,
+            membership: tables.membership,
+            leases: tables.leases,
+            alarms: tables.alarms,
+            members: tables.members,
+            removed: tables.removed,
+            uuids: tables.uuids,
+            cluster_version: tables.cluster_version,
+            scheduled_compaction: tables.scheduled_compaction,
+            finished_compaction: tables.finished_compaction,
+            current_revision_floor: floor,
+        }
+    }
+}
+
+/// What opening needs to know.
+pub(crate) struct RecoverConfig {
+    pub(crate) persist: PersistConfig,
+    /// Everything up to here is gone from the log.
+    pub(crate) log_purged: LogId,
+}
+
+/// Opens the state in `place`, creating it if there is none. `fresh` makes the receiver of the rows,
+/// `row` gives it one row, in revision order; if the database turns out damaged on the way and the
+/// log can rebuild it, a second receiver is made and stays empty.
+///
+/// # Errors
+/// See `OpenError`. A damaged database is set aside under another name or left as it is; never
+/// changed.
+pub(crate) fn recover<L>(
+    place: &Place,
+    mut config: RecoverConfig,
+    durable: impl DurableLog,
+    fresh: impl Fn() -> L,
+    mut row: impl FnMut(&mut L, &Row) -> Result<(), Fatal>,
+) -> Result<(L, Recovered, Persister), OpenError> {
+    make_dir(&place.state_dir)?;
+    config.persist.place = Some(place.clone());
+    let mut receiver = fresh();
+    let opened = match current_generation(place) {
+        Ok(Some(dir)) => {
+            remove_other_generations(place);
+            read_back(&dir, place.cache_bytes, |next| row(&mut receiver, next)).map(Some)
+        }
+        Ok(None) => Ok(None),
+        Err(trouble) => Err(trouble),
+    };
+    let (dir, backend, tables) = match opened {
+        Ok(Some(opened)) => opened,
+        Ok(None) => {
+            let purged = config.log_purged;
+            if purged.index > 0 {
+                let reason =
+                    format!("it is missing, and the log begins after entry {}", purged.index);
+                return Err(damaged(&place.state_dir, reason));
+            }
+            create(place)?
+        }
+        Err(trouble) => {
+            set_aside(place, trouble, config.log_purged)?;
+            receiver = fresh();
+            create(place)?
+        }
+    };
+    if tables.applied.index < config.log_purged.index {
+        let reason = format!(
+            "it ends at entry {} of the log, which begins after entry {}",
+            tables.applied.index, config.log_purged.index
+        );
+        return Err(damaged(&dir, reason));
+    }
+    let at = Start {
+        applied: tables.applied,
+        tally: tables.tally,
+        finished: tables.finished_compaction.unwrap_or(-1),
+        generation_dir: Some(dir),
+    };
+    let persister = Persister::start(backend, config.persist, durable, at)
+        .map_err(|error| OpenError::io("start threads for", &place.state_dir, error))?;
+    Ok((receiver, tables.into(), persister))
+}
+
+/// A database that cannot be used.
+struct Trouble {
+    path: PathBuf,
+    reason: String,
+    /// Another try may end well, and nothing may be set aside.
+    is_final: bool,
+}
+
+impl Trouble {
+    fn new(path: &Path, reason: impl ToString) -> Self {
+        Self { path: path.to_owned(), reason: reason.to_string(), is_final: false }
+    }
+}
+
+fn damaged(path: &Path, reason: String) -> OpenError {
+    let advice = "remove this member from the cluster, delete its data directory and add it anew, \
+                  or restore the directory from a snapshot";
+    OpenError::Damaged { path: path.to_owned(), reason, advice }
+}
+
+/// Moves a damaged state out of the way if the log can rebuild it.
+fn set_aside(place: &Place, trouble: Trouble, log_purged: LogId) -> Result<(), OpenError> {
+    let Trouble { path, reason, is_final } = trouble;
+    if is_final || log_purged.index > 0 {
+        return Err(damaged(&path, reason));
+    }
+    let member_dir = place.state_dir.parent().unwrap_or(Path::new("."));
+    let bad = (1..).map(|n: u32| member_dir.join(format!("state.bad-{n}")));
+    let bad = bad.into_iter().find(|path| !path.exists()).expect("numbers do not run out");
+    tracing::error!(
+        path = %path.display(), reason, moved_to = %bad.display(),
+        "the state is damaged; it is set aside and rebuilt from the log"
+    );
+    fs::rename(&place.state_dir, &bad)
+        .map_err(|error| OpenError::io("set aside", &place.state_dir, error))?;
+    sync_dir(member_dir)?;
+    make_dir(&place.state_dir)
+}
+
+type Opened = (PathBuf, Box<dyn Backend>, Tables);
+
+/// Makes an empty database. It counts only once all of it is on disk and `CURRENT` names it.
+fn create(place: &Place) -> Result<Opened, OpenError> {
+    remove_other_generations(place);
+    let dir = place.state_dir.join(generation_name(1));
+    let failed = |error: EngineError| OpenError::io("create", &dir, io::Error::other(error));
+    let mut backend = SledBackend::open(&dir, place.cache_bytes).map_err(failed)?;
+    let closing = keys::encode_checkpoint(LogId::default(), Tally::default());
+    backend.write(closing.to_vec()).and_then(|()| backend.flush()).map_err(failed)?;
+    sync_tree(&dir).map_err(|error| OpenError::io("sync", &dir, error))?;
+    name_current(place, &dir)?;
+    Ok((dir, Box::new(backend), Tables::default()))
+}
+
+fn generation_name(number: u64) -> String {
+    format!("{number:016x}")
+}
+
+fn current_path(place: &Place) -> PathBuf {
+    place.state_dir.join("CURRENT")
+}
+
+fn name_current(place: &Place, dir: &Path) -> Result<(), OpenError> {
+    sync_dir(&place.state_dir)?;
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let crc = crc32c::crc32c(name.as_bytes());
+    replace_file(&current_path(place), format!("{MAGIC}\n{name}\n{crc:08x}\n").as_bytes())
+}
+
+/// The generation that `CURRENT` names; `None` if nothing was ever finished here.
+fn current_generation(place: &Place) -> Result<Option<PathBuf>, Trouble> {
+    let path = current_path(place);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Trouble::new(&path, error)),
+    };
+    let mut lines = text.lines();
+    let (magic, name, crc) = (lines.next(), lines.next(), lines.next());
+    if magic.is_some_and(|line| line != MAGIC && line.starts_with("kelson state ")) {
+        let reason = "it was written by a newer version of Kelson";
+        return Err(Trouble { is_final: true, ..Trouble::new(&path, reason) });
+    }
+    let name = name.filter(|name| {
+        magic == Some(MAGIC) && crc == Some(&format!("{:08x}", crc32c::crc32c(name.as_bytes())))
+    });
+    let name = name.ok_or_else(|| Trouble::new(&path, "it does not name a generation"))?;
+    let dir = place.state_dir.join(name);
+    if !dir.is_dir() {
+        return Err(Trouble::new(&dir, "it is missing"));
+    }
+    Ok(Some(dir))
+}
+
+/// Removes generations that `CURRENT` does not name. What cannot be removed is tried again at the
+/// next start.
+pub(crate) fn remove_other_generations(place: &Place) {
+    let current = current_generation(place).ok().flatten();
+    let Ok(entries) = fs::read_dir(&place.state_dir) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_generation = name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        if is_generation && current.as_ref() != Some(&path) {
+            if let Err(error) = fs::remove_dir_all(&path) {
+                tracing::warn!(path = %path.display(), %error, "cannot remove an unused state");
+            }
+        }
+    }
+}
+
+/// Syncs every file and directory below `dir`: the database does not do so for all it creates.
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() { sync_tree(&path)? } else { fs::File::open(&path)?.sync_all()? }
+    }
+    fs::File::open(dir)?.sync_all()
+}
+
+/// What the reading thread sends.
+enum Message {
+    Rows(Vec<Row>),
+    Done(Box<dyn Backend>, Box<Tables>),
+    Failed(String, bool),
+}
+
+/// Reads a whole generation on a thread of its own, which may be left behind if it never ends.
+fn read_back(
+    dir: &Path,
+    cache_bytes: u64,
+    mut row: impl FnMut(&Row) -> Result<(), Fatal>,
+) -> Result<Opened, Trouble> {
+    let (out, messages) = sync_channel(CHUNKS_AHEAD);
+    let path = dir.to_owned();
+    let thread = std::thread::Builder::new().name("state-open".into());
+    let thread = thread.spawn(move || {
+        // sled creates what it misses; a database without its files must not pass for an empty one.
+        let message = match SledBackend::open(&path, cache_bytes) {
+            Ok(backend) => read_all(Box::new(backend), &out),
+            Err(error) => Message::Failed(error.to_string(), is_busy(&error)),
+        };
+        // Nobody waits any more if the silence was too long.
+        let _ = out.send(message);
+    });
+    thread.map_err(|error| Trouble { is_final: true, ..Trouble::new(dir, error) })?;
+    listen(dir, &messages, &mut row)
+}
+
+/// Another process, or an earlier handle of this one, still uses the files.
+fn is_busy(error: &EngineError) -> bool {
+    error.cause.contains("temporarily unavailable") || error.cause.contains("WouldBlock")
+}
+
+fn listen(
+    dir: &Path,
+    messages: &Receiver<Message>,
+    row: &mut dyn FnMut(&Row) -> Result<(), Fatal>,
+) -> Result<Opened, Trouble> {
+    loop {
+        match messages.recv_timeout(SILENCE_MAX) {
+            Ok(Message::Rows(rows)) => {
+                let taken = rows.iter().try_for_each(&mut *row);
+                taken.map_err(|fatal| Trouble::new(dir, fatal))?;
+            }
+            Ok(Message::Done(backend, tables)) => return Ok((dir.to_owned(), backend, *tables)),
+            Ok(Message::Failed(reason, is_final)) => {
+                return Err(Trouble { is_final, ..Trouble::new(dir, reason) });
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let reason = "reading it does not end";
+                return Err(Trouble { is_final: true, ..Trouble::new(dir, reason) });
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Trouble::new(dir, "reading it panicked"));
+            }
+        }
+    }
+}
+
+/// Reads and checks every pair.
+fn read_all(mut backend: Box<dyn Backend>, out: &SyncSender<Message>) -> Message {
+    let (mut tables, mut tally) = (Tables::default(), Tally::default());
+    let mut rows = Vec::with_capacity(CHUNK_ROWS);
+    let mut bad = None;
+    let scanned = backend.scan_all(&mut |key, value| {
+        let taken = if keys::is_row(&key) {
+            tally.add(&key, &value);
+            keys::decode_row(&key, value).map(|row| rows.push(row))
+        } else {
+            tables.take(&key, &value)
+        };
+        if let Err(malformed) = taken {
+            bad = Some(format!("{malformed} at key {key:02x?}"));
+            return false;
+        }
+        if rows.len() == CHUNK_ROWS {
+            let chunk = std::mem::replace(&mut rows, Vec::with_capacity(CHUNK_ROWS));
+            return out.send(Message::Rows(chunk)).is_ok();
+        }
+        true
+    });
+    let trouble = match (scanned, bad, tables.schema) {
+        (Err(error), ..) => Some((error.to_string(), false)),
+        (_, Some(reason), _) => Some((reason, false)),
+        (.., None) => Some(("it holds no checkpoint".to_owned(), false)),
+        (.., Some(schema)) if schema > SCHEMA_VERSION => {
+            Some((format!("layout {schema} is newer than {SCHEMA_VERSION}"), true))
+        }
+        _ if tally != tables.tally => {
+            let (found, noted) = (tally.rows, tables.tally.rows);
+            Some((format!("its {found} rows are not the {noted} of the last checkpoint"), false))
+        }
+        _ => None,
+    };
+    match trouble {
+        // Not closed: closing would flush, and a failed last flush ends the process.
+        Some((reason, is_final)) => Message::Failed(reason, is_final),
+        None if !rows.is_empty() && out.send(Message::Rows(rows)).is_err() => {
+            Message::Failed("nobody listens".to_owned(), true)
+        }
+        None => Message::Done(backend, Box::new(tables)),
+    }
+}
+
+/// Copies all pairs into a new generation and makes it the current one, if the files have grown well
+/// beyond what they hold. Returns its directory and handle.
+pub(crate) fn rewrite(
+    place: &Place,
+    old: &mut dyn Backend,
+) -> Result<Option<(PathBuf, Box<dyn Backend>)>, EngineError> {
+    let failed =
+        |cause: &dyn std::fmt::Display| EngineError { doing: "rewrite", cause: cause.to_string() };
+    let current = current_generation(place).map_err(|trouble| failed(&trouble.reason))?;
+    let Some(current) = current else { return Ok(None) };
+    let name = current.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let number = u64::from_str_radix(&name, 16).map_err(|error| failed(&error))?;
+    let dir = place.state_dir.join(generation_name(number + 1));
+    if dir.exists() {
+        fs::remove_dir_all(&dir).map_err(|error| failed(&error))?;
+    }
+    let mut fresh = Box::new(SledBackend::open(&dir, place.cache_bytes)?);
+    copy(old, fresh.as_mut())?;
+    let (before, after) = (used_bytes(&current), used_bytes(&dir));
+    if before.saturating_sub(after) < REWRITE_GAIN_MIN.max(before / 4) {
+        fresh.close();
+        fs::remove_dir_all(&dir).map_err(|error| failed(&error))?;
+        return Ok(None);
+    }
+    sync_tree(&dir).map_err(|error| failed(&error))?;
+    name_current(place, &dir).map_err(|error| failed(&error))?;
+    Ok(Some((dir, fresh)))
+}
+
+fn copy(old: &mut dyn Backend, fresh: &mut SledBackend) -> Result<(), EngineError> {
+    let mut from = Vec::new();
+    loop {
+        let pairs = old.scan(from..vec![u8::MAX; 64], REWRITE_PAIRS, 8 << 20)?;
+        let Some((last, _)) = pairs.last() else { break };
+        from = [last.as_ref(), &[0]].concat();
+        let puts = pairs.iter().map(|(key, value)| (key.to_vec(), value.to_vec()));
+        fresh.write(puts.collect())?;
+        // Dirty leaves live in memory; each flush lets them go.
+        fresh.flush()?;
+    }
+    Ok(())
+}
