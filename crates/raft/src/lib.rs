@@ -31,7 +31,7 @@ pub use config::NodeConfig;
 pub use error::StartError;
 pub use identity::{bootstrap_member_id, cluster_id};
 pub use node::Node;
-pub use status::Status;
+pub use status::{Counters, Status};
 
 #[cfg(test)]
 mod log_suite;

@@ -25,7 +25,7 @@ use crate::proposer::{Limits, Proposer, Urgency};
 use crate::purge::Retention;
 use crate::reads::Reads;
 use crate::state_machine::{SharedStore, StateMachine};
-use crate::status::Status;
+use crate::status::{Counters, Status};
 use crate::types::{Peer, Raft, Vote};
 use crate::waiters::Waiters;
 use crate::{codec, purge, status};
@@ -129,6 +129,13 @@ impl Node {
     pub fn status(&self) -> Status {
         let status = self.inner.status.borrow().clone();
         status.at(&self.inner.progress)
+    }
+
+    /// What this member has counted since it started.
+    pub fn counters(&self) -> Counters {
+        let (proposals_pending, proposals_failed) = self.inner.proposer.pending_and_failed();
+        let (reads_failed, reads_slow) = self.inner.reads.failed_and_slow();
+        Counters { proposals_pending, proposals_failed, reads_failed, reads_slow }
     }
 
     /// Moves when leader, term or role change. Positions in it are those of that change: ask

@@ -79,6 +79,7 @@ pub(crate) struct Proposer {
     bytes_in_flight: AtomicUsize,
     /// Consensus refused an entry since the last batch was made.
     refused: AtomicBool,
+    failed: AtomicU64,
     next_request: AtomicU64,
     waiters: Arc<Waiters>,
     progress: Arc<Progress>,
@@ -117,6 +118,7 @@ impl Proposer {
             arrived: Notify::new(),
             bytes_in_flight: AtomicUsize::new(0),
             refused: AtomicBool::new(false),
+            failed: AtomicU64::new(0),
             next_request: AtomicU64::new((seconds << 32) | 1),
             waiters,
             progress,
@@ -130,6 +132,19 @@ impl Proposer {
     /// Cancel safe: a command whose future is dropped while it is queued is not proposed; after
     /// that its outcome is unknown.
     pub(crate) async fn propose(&self, op: Op, urgency: Urgency) -> Result<Outcome, Error> {
+        let result = self.propose_uncounted(op, urgency).await;
+        if result.is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// Proposals that wait for their result, and those that got none since start.
+    pub(crate) fn pending_and_failed(&self) -> (u64, u64) {
+        (self.waiters.len() as u64, self.failed.load(Ordering::Relaxed))
+    }
+
+    async fn propose_uncounted(&self, op: Op, urgency: Urgency) -> Result<Outcome, Error> {
         let request_id = self.next_request.fetch_add(1, Ordering::Relaxed);
         let command = Command { request_id, origin: self.member_id, op: Some(op) };
         let bytes = command.encoded_len();

@@ -3,7 +3,8 @@
 //! reads data. The only voter of a cluster needs no round: see `Progress::reads_are_local`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use kelson_api::Error;
 use openraft::ReadPolicy;
@@ -35,6 +36,8 @@ pub(crate) struct Reads {
     progress: Arc<Progress>,
     status: watch::Receiver<Status>,
     timeout: Duration,
+    failed: AtomicU64,
+    slow: AtomicU64,
 }
 
 impl Reads {
@@ -44,7 +47,8 @@ impl Reads {
         timeout: Duration,
     ) -> Arc<Reads> {
         let room = Mutex::default();
-        Arc::new(Reads { room, arrived: Notify::new(), progress, status, timeout })
+        let (failed, slow) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Reads { room, arrived: Notify::new(), progress, status, timeout, failed, slow })
     }
 
     /// Returns an applied index that covers everything acknowledged before the call. Cancel safe.
@@ -52,6 +56,22 @@ impl Reads {
         if self.progress.reads_are_local() {
             return Ok(self.progress.applied());
         }
+        let start = Instant::now();
+        let barrier = self.wait_for_round().await;
+        if barrier.is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        } else if start.elapsed() > self.timeout / 2 {
+            self.slow.fetch_add(1, Ordering::Relaxed);
+        }
+        barrier
+    }
+
+    /// Barriers that failed since start, and those that took more than half the timeout.
+    pub(crate) fn failed_and_slow(&self) -> (u64, u64) {
+        (self.failed.load(Ordering::Relaxed), self.slow.load(Ordering::Relaxed))
+    }
+
+    async fn wait_for_round(&self) -> Barrier {
         let (sender, receiver) = oneshot::channel();
         {
             let mut room = self.room.lock();

@@ -37,6 +37,19 @@ pub struct Status {
     pub leader_changes: u64,
 }
 
+/// What a member has counted since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Proposals whose callers wait now.
+    pub proposals_pending: u64,
+    /// Proposals that got no outcome: refused, timed out, stopped.
+    pub proposals_failed: u64,
+    /// Read barriers that failed.
+    pub reads_failed: u64,
+    /// Read barriers that took more than half the request timeout.
+    pub reads_slow: u64,
+}
+
 impl Status {
     pub(crate) fn initial(cluster_id: u64, member_id: u64, term: u64) -> Status {
         Status {

@@ -42,6 +42,11 @@ impl Waiters {
         receiver
     }
 
+    /// Callers that wait now.
+    pub(crate) fn len(&self) -> usize {
+        self.by_request.lock().len()
+    }
+
     /// The caller went away.
     pub(crate) fn remove(&self, request_id: u64) {
         self.by_request.lock().remove(&request_id);

@@ -155,6 +155,8 @@ async fn too_large_is_refused_and_not_proposed() {
     assert_eq!(error, Error::RequestTooLarge);
     assert_eq!(node.status().last_index, before);
     assert_eq!(get(&reader, "k"), None);
+    let counters = node.counters();
+    assert_eq!((counters.proposals_failed, counters.proposals_pending), (1, 0));
     revision_of(node.propose(put("k", vec![0; 900])).await);
     node.shutdown().await;
 }
