@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use kelson_storage::log::{Log, LogOptions};
-use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::storage::{EntryResponder, IOFlushed, LogState, RaftLogStorage, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{RaftSnapshotBuilder, StorageError};
 use tempfile::TempDir;
@@ -16,7 +16,8 @@ use crate::log_store::LogStore;
 use crate::progress::Progress;
 use crate::snapshot::{self, SnapshotHandle};
 use crate::types::{
-    RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, position, raft_log_id,
+    Entry, Payload, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote,
+    position, raft_log_id,
 };
 
 #[derive(Clone, Default)]
@@ -86,6 +87,54 @@ impl RaftStateMachine<TypeConfig> for MemoryState {
     }
 }
 
+/// The suite begins some logs in the middle and leaves holes, which our log refuses, as it should:
+/// holes are filled with blank entries.
+struct Filled(LogStore);
+
+impl RaftLogStorage<TypeConfig> for Filled {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        self.0.get_log_state().await
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.0.get_log_reader().await
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        self.0.save_vote(vote).await
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let last = self.0.get_log_state().await?.last_log_id;
+        let mut next = last.map_or(0, |id| id.index + 1);
+        let mut term = last.map_or(0, |id| id.leader_id.term);
+        let mut filled = Vec::new();
+        for entry in entries {
+            for index in next..entry.log_id.index {
+                let log_id = RaftLogId::new_term_index(term, index);
+                filled.push(Entry { log_id, payload: Payload::Blank });
+            }
+            (next, term) = (entry.log_id.index + 1, entry.log_id.leader_id.term);
+            filled.push(entry);
+        }
+        self.0.append(filled, callback).await
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<RaftLogId>) -> io::Result<()> {
+        self.0.truncate_after(last_log_id).await
+    }
+
+    async fn purge(&mut self, log_id: RaftLogId) -> io::Result<()> {
+        self.0.purge(log_id).await
+    }
+}
+
 struct Files;
 
 /// Closes the log before its directory goes.
@@ -100,14 +149,14 @@ impl Drop for Open {
     }
 }
 
-impl StoreBuilder<TypeConfig, LogStore, MemoryState, Open> for Files {
-    async fn build(&self) -> Result<(Open, LogStore, MemoryState), StorageError<TypeConfig>> {
+impl StoreBuilder<TypeConfig, Filled, MemoryState, Open> for Files {
+    async fn build(&self) -> Result<(Open, Filled, MemoryState), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().expect("make a directory");
         let options = LogOptions::new(dir.path().join("wal"), [7; 16]);
         let opened = Log::open(options).expect("open a new log");
         let progress = Arc::new(Progress::new(0, Default::default(), Default::default()));
         let store = LogStore::new(opened.log.clone(), None, progress);
-        Ok((Open { log: opened.log, _dir: dir }, store, MemoryState::default()))
+        Ok((Open { log: opened.log, _dir: dir }, Filled(store), MemoryState::default()))
     }
 }
 
