@@ -353,6 +353,41 @@ async fn a_feed_that_starts_anew_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_hole_in_the_feed_loses_nothing() {
+    let world = World::new(1000, Tuning::default());
+    let mut client = world.client();
+    created(&mut client, create("a", "")).await;
+    client.until_progress(1).await;
+    world.model.punch_hole();
+    for _ in 0..5 {
+        world.model.put("a", "x");
+    }
+    let responses = client.until_progress(6).await;
+    let seen: Vec<i64> = responses.iter().flat_map(brief).map(|(_, rev)| rev).collect();
+    assert_eq!(seen, [2, 3, 4, 5, 6]);
+}
+
+#[tokio::test]
+async fn compaction_during_a_read_cancels_rather_than_hides_the_state_before() {
+    let world = World::new(1, Tuning { join_gap: 0, ..Tuning::default() });
+    for _ in 0..10 {
+        world.model.put("a", "x");
+    }
+    for (compacted, is_overtaken) in [(3, false), (4, true)] {
+        world.model.compact_after_read(compacted);
+        let mut client = world.client();
+        created(&mut client, WatchCreateRequest { prev_kv: true, ..from("a", "", 3) }).await;
+        let response = client.next().await;
+        assert_eq!(response.canceled, is_overtaken, "{response:?}");
+        if !is_overtaken {
+            // Only the event at the compaction revision itself may come without.
+            let with_prev_kv = response.events.iter().map(|event| event.prev_kv.is_some());
+            assert!(with_prev_kv.eq((3..=11).map(|revision| revision > 3)));
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_stream_ends_as_its_cause_says() {
     let world = World::new(1000, Tuning::default());
     let mut client = world.client();

@@ -68,12 +68,22 @@ struct Inner {
     compacted: i64,
     /// The feed starts here even if it could remember more.
     ring_from: i64,
+    /// The next look at the feed with something new in it misses the oldest part.
+    has_hole: bool,
+    /// The next read of history ends in a compaction at this revision.
+    compact_after_read: Option<i64>,
 }
 
 impl Model {
     pub fn new(ring_len: usize) -> Model {
-        let inner =
-            Inner { history: Vec::new(), live: BTreeMap::new(), compacted: -1, ring_from: 2 };
+        let inner = Inner {
+            history: Vec::new(),
+            live: BTreeMap::new(),
+            compacted: -1,
+            ring_from: 2,
+            has_hole: false,
+            compact_after_read: None,
+        };
         let moved = Arc::new(watch::Sender::new(1));
         Model { inner: Arc::new(Mutex::new(inner)), moved, ring_len }
     }
@@ -124,6 +134,16 @@ impl Model {
     pub fn restart_feed(&self) {
         let mut inner = self.inner.lock();
         inner.ring_from = inner.history.len() as i64 + 2;
+    }
+
+    /// Makes the feed lose a revision, once.
+    pub fn punch_hole(&self) {
+        self.inner.lock().has_hole = true;
+    }
+
+    /// Lets a compaction happen just after the next read of history.
+    pub fn compact_after_read(&self, revision: i64) {
+        self.inner.lock().compact_after_read = Some(revision);
     }
 
     /// All events that a watcher should see from revision `from` on.
@@ -179,18 +199,22 @@ impl Source for Model {
     }
 
     fn recent(&self, after: i64) -> Recent {
-        let inner = self.inner.lock();
+        let mut inner = self.inner.lock();
         let newest = inner.history.len() as i64 + 1;
         let first = inner.ring_from.max(newest + 1 - self.ring_len as i64);
         if after + 1 < first {
             return Recent::TooOld;
         }
-        let skip = (after + 1 - 2).max(0) as usize;
+        let mut skip = (after + 1 - 2).max(0) as usize;
+        if inner.has_hole && inner.history.len() > skip + 1 {
+            inner.has_hole = false;
+            skip += 1;
+        }
         Recent::Batches(inner.history.iter().skip(skip).cloned().collect())
     }
 
     fn changes(&self, from: i64, max_revisions: usize, max_bytes: usize) -> Result<Changes, Error> {
-        let inner = self.inner.lock();
+        let mut inner = self.inner.lock();
         if from < inner.compacted {
             return Err(Error::Compacted);
         }
@@ -209,6 +233,8 @@ impl Source for Model {
             batches.push(Arc::new(Revised { revision: revised.revision, events }));
         }
         let next = batches.last().map_or(from, |revised| revised.revision + 1);
+        let compacted = inner.compact_after_read.take();
+        inner.compacted = compacted.map_or(inner.compacted, |at| at.max(inner.compacted));
         Ok(Changes { batches, next, store_revision: inner.history.len() as i64 + 1 })
     }
 
