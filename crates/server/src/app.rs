@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kelson_raft::Node;
 use kelson_storage::Reader;
+use tokio::sync::watch;
 
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -20,4 +21,6 @@ pub struct App {
     pub limits: Arc<Limits>,
     /// The registry of metrics.
     pub metrics: Arc<Metrics>,
+    /// Becomes true when the process begins to end: streams should end then.
+    pub stopping: watch::Receiver<bool>,
 }

@@ -1,6 +1,6 @@
-//! What happens to every gRPC call around its service: counting by method and code, counting
-//! bytes, the caller's deadline, and texts for services that do not exist. It reads frame headers
-//! but no message, and it never changes what a service answers.
+//! What happens to every gRPC call around its service: counting by method, code and bytes, and
+//! the caller's deadline. It reads frame headers but no message, and it never changes what a
+//! service answers.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -54,7 +54,9 @@ impl GrpcService {
     pub async fn call(&self, request: Request<Incoming>) -> Response<tonic::body::Body> {
         let path = request.uri().path().to_owned();
         let Some(call) = Call::start(&self.metrics, &path, &self.shutdown) else {
-            return self.unknown_path(&path, request).await;
+            // No method of ours: the services' own fallback says so, and nothing is counted.
+            let answer = self.routes.clone().oneshot(request.map(tonic::body::Body::new)).await;
+            return answer.unwrap_or_else(|never| match never {});
         };
         self.count_client(call.method().kind, request.headers());
         let deadline = timeout_of(request.headers());
@@ -87,26 +89,6 @@ impl GrpcService {
             body.body = Some(inner);
             tonic::body::Body::new(body)
         })
-    }
-
-    /// Answers a path that has no counters: a service of another kind, or none at all.
-    async fn unknown_path(
-        &self,
-        path: &str,
-        request: Request<Incoming>,
-    ) -> Response<tonic::body::Body> {
-        let request = request.map(tonic::body::Body::new);
-        let answer = self.routes.clone().oneshot(request).await;
-        let response = answer.unwrap_or_else(|never| match never {});
-        if code_of(response.headers()) != Some(Code::Unimplemented as usize) {
-            return response;
-        }
-        let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
-        let text = match self.metrics.grpc.knows_service(service) {
-            true => format!("unknown method {method} for service {service}"),
-            false => format!("unknown service {service}"),
-        };
-        Status::unimplemented(text).into_http()
     }
 
     fn count_client(&self, kind: &str, headers: &HeaderMap) {

@@ -2,8 +2,22 @@
 //! housekeeping, metrics. It never touches bytes on disk and never decides what an agreed entry
 //! means; it stands leftmost: server -> raft -> storage -> api.
 
+pub mod app;
 pub mod config;
+pub mod grpc_layer;
+pub mod header;
+pub mod housekeeping;
+pub mod http;
 pub mod limits;
+pub mod listen;
+pub mod logging;
 pub mod metrics;
+pub mod notify;
+pub mod peer_urls;
+pub mod serve;
+pub mod services;
+pub mod shutdown;
 pub mod tls;
+pub mod validate;
 pub mod version;
+pub mod watch;

@@ -1,3 +1,81 @@
-//! The kelson binary.
+//! The binary: reads the settings, starts log and runtime, and turns the end into an exit code.
+//! It may be called `etcd`; nothing depends on its name.
 
-fn main() {}
+use std::process::ExitCode;
+
+use kelson_server::config::{self, Command, Failure, Loaded, Notice};
+use kelson_server::{logging, serve, version};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(text).collect();
+    let environment = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
+    match config::load(&arguments, environment) {
+        Ok(Command::Help) => print(&config::help_text()),
+        Ok(Command::Version) => print(&version::version_text()),
+        Ok(Command::Run(loaded)) => run(*loaded),
+        Err(failure) => refuse(&failure),
+    }
+}
+
+/// Writes to standard output; a reader that has gone away is no failure.
+fn print(text: &str) -> ExitCode {
+    use std::io::Write;
+    let _reader_is_gone = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+fn refuse(failure: &Failure) -> ExitCode {
+    match failure {
+        Failure::Usage(text) => eprintln!("{text}\nRun 'etcd --help' for the list of flags."),
+        Failure::Invalid(notice) => {
+            logging::start_default();
+            tell(notice);
+        }
+    }
+    ExitCode::from(failure.exit_code())
+}
+
+fn tell(notice: &Notice) {
+    match (notice.is_warning, notice.field) {
+        (true, "") => tracing::warn!("{}", notice.message),
+        (false, "") => tracing::info!("{}", notice.message),
+        (true, field) => tracing::warn!(setting = field, value = notice.value, "{}", notice.message),
+        (false, field) => {
+            tracing::info!(setting = field, value = notice.value, "{}", notice.message);
+        }
+    }
+}
+
+fn run(Loaded { config, notices }: Loaded) -> ExitCode {
+    if let Err(error) = logging::start(&config) {
+        eprintln!("cannot open the log: {error}");
+        return ExitCode::FAILURE;
+    }
+    notices.iter().for_each(tell);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start the runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(async { tokio::spawn(serve::run(config)).await });
+    match ended {
+        Ok(Ok(asked)) => {
+            runtime.shutdown_background();
+            asked.die()
+        }
+        Ok(Err(error)) => {
+            tracing::error!(%error, "cannot start the member");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            tracing::error!(%error, "the server failed");
+            ExitCode::FAILURE
+        }
+    }
+}

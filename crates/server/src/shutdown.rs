@@ -81,6 +81,7 @@ impl Asked {
 #[derive(Clone)]
 pub struct Shutdown {
     stage: watch::Sender<Stage>,
+    stopping: watch::Sender<bool>,
     in_flight: Arc<InFlight>,
 }
 
@@ -106,14 +107,25 @@ pub struct RequestGuard {
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { stage: watch::Sender::new(Stage::Serving), in_flight: Arc::default() }
+        Self {
+            stage: watch::Sender::new(Stage::Serving),
+            stopping: watch::Sender::new(false),
+            in_flight: Arc::default(),
+        }
     }
 }
 
 impl Shutdown {
-    /// Tells all listeners and connections to take nothing new.
+    /// Tells all listeners and connections to take nothing new, and long streams to end.
     pub fn ask(&self) {
+        self.stopping.send_replace(true);
         self.stage.send_replace(Stage::Draining);
+    }
+
+    /// Becomes true with [`Shutdown::ask`]; for services whose streams would never end.
+    #[must_use]
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
     }
 
     /// Tells all connections to end at once.

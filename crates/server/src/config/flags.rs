@@ -80,7 +80,7 @@ pub static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
         flag!("name", name, Full, "Human-readable name of this member."),
         flag!("data-dir", data_dir, Full, "Directory of the data; empty means <name>.etcd."),
         flag!("wal-dir", wal_dir, Later("the log lives in the data directory for now"), "Directory of the log."),
-        flag!("snapshot-count", snapshot_count, Full, "Log entries between two purges of the log."),
+        flag!("snapshot-count", snapshot_count, Never("the log is purged behind each checkpoint of the store"), "Log entries between two purges of the log."),
         flag!("snapshot-catchup-entries", snapshot_catchup_entries, Full, "Log entries kept for slow followers after a purge."),
         flag!("max-snapshots", max_snapshots, Never("snapshots are made when they are needed and not kept in files"), "Snapshot files to keep."),
         flag!("max-wals", max_wals, Never("log files are recycled as soon as their entries are stored"), "Log files to keep."),

@@ -125,6 +125,17 @@ impl FeatureGates {
         self.set.get(gate.name).copied().or(stage).unwrap_or(gate.default)
     }
 
+    /// Every gate with its stage (`ALPHA` or `BETA`) and whether it is on.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+        GATES.iter().map(|gate| {
+            let stage = match gate.stage {
+                Stage::Alpha => "ALPHA",
+                Stage::Beta => "BETA",
+            };
+            (gate.name, stage, self.enabled(gate.name))
+        })
+    }
+
     /// Gates whose value differs from the default and that change nothing here, with the reason.
     pub fn without_effect(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         GATES.iter().filter_map(|gate| {

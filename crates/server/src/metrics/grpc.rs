@@ -148,12 +148,6 @@ impl GrpcMetrics {
     pub fn method(&self, path: &str) -> Option<&MethodMetrics> {
         self.methods.get(path)
     }
-
-    /// Whether a service of this full name is served.
-    #[must_use]
-    pub fn knows_service(&self, service: &str) -> bool {
-        METHODS.iter().any(|(known, _)| *known == service)
-    }
 }
 
 /// The metric families that methods share.

@@ -4,8 +4,10 @@
 //! request path waits for it.
 
 pub mod grpc;
+pub mod sources;
 
 use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
@@ -231,20 +233,15 @@ impl Metrics {
         }
     }
 
-    /// Adds a collector that reads its numbers when it is scraped.
-    ///
-    /// # Errors
-    /// Fails when one of its names is taken.
-    pub fn register(&self, collector: Box<dyn Collector>) -> prometheus::Result<()> {
-        self.registry.register(collector)
-    }
-
-    /// The whole registry in Prometheus text format 0.0.4.
+    /// The registry and the families read from their sources, in Prometheus text format 0.0.4.
     #[must_use]
-    pub fn render(&self) -> Vec<u8> {
+    pub fn render(&self, sources: Vec<MetricFamily>) -> Vec<u8> {
+        let mut families = self.registry.gather();
+        families.extend(sources);
+        families.sort_by(|left, right| left.name().cmp(right.name()));
         let mut text = Vec::with_capacity(64 * 1024);
         TextEncoder::new()
-            .encode(&self.registry.gather(), &mut text)
+            .encode(&families, &mut text)
             .expect("writing to memory cannot fail and every family has a sample");
         text
     }

@@ -1,0 +1,250 @@
+//! Plain HTTP beside gRPC: health for probes, versions, metrics, and the few paths of the peer port
+//! that tools look at. Paths, bodies and codes are those of etcd. It reads state and changes none.
+
+mod health;
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use serde_json::json;
+
+use crate::app::App;
+use crate::config::{Config, FeatureGates};
+use crate::listen::HttpResponse;
+use crate::metrics::{Metrics, sources};
+use crate::version::ETCD_VERSION;
+
+/// Which listener a request came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// `--listen-client-urls` and `--listen-client-http-urls`; whether it is encrypted.
+    Client {
+        /// TLS proves the name the client meant, so the Host header needs no check.
+        is_tls: bool,
+    },
+    /// `--listen-metrics-urls`.
+    Metrics,
+    /// `--listen-peer-urls`.
+    Peer,
+}
+
+/// The handlers and what they read.
+#[derive(Clone)]
+pub struct HttpService {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Set once the member runs; health says so until then.
+    app: Arc<OnceLock<App>>,
+    metrics: Arc<Metrics>,
+    gates: FeatureGates,
+    cors: Vec<String>,
+    host_whitelist: Vec<String>,
+}
+
+impl HttpService {
+    /// Handlers over the member that `app` will hold.
+    #[must_use]
+    pub fn new(config: &Config, metrics: Arc<Metrics>, app: Arc<OnceLock<App>>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                app,
+                metrics,
+                gates: config.feature_gates.clone(),
+                cors: config.cors.clone(),
+                host_whitelist: config.host_whitelist.clone(),
+            }),
+        }
+    }
+
+    /// Answers one request.
+    ///
+    /// # Cancel safety
+    /// Nothing is left behind when dropped.
+    pub async fn call<B>(&self, surface: Surface, request: &Request<B>) -> HttpResponse {
+        let shared = &self.shared;
+        if let Surface::Client { is_tls } = surface {
+            if !is_tls && !shared.allows_host(request) {
+                let text = "the Host header of the request is not in --host-whitelist";
+                return error(StatusCode::MISDIRECTED_REQUEST, text);
+            }
+            if let Some(origin) = shared.allowed_origin(request) {
+                let mut response = if request.method() == Method::OPTIONS {
+                    Response::new(body(""))
+                } else {
+                    self.route(surface, request).await
+                };
+                add_cors(&mut response, origin);
+                return response;
+            }
+        }
+        self.route(surface, request).await
+    }
+
+    async fn route<B>(&self, surface: Surface, request: &Request<B>) -> HttpResponse {
+        let shared = &self.shared;
+        let path = request.uri().path();
+        let is_peer = surface == Surface::Peer;
+        let is_client = matches!(surface, Surface::Client { .. });
+        match path {
+            "/version" if is_peer || is_client => shared.version(request.method()),
+            "/members" if is_peer => shared.members(request.method()),
+            "/health" if !is_peer => health::health(shared, request).await,
+            "/metrics" if !is_peer => shared.metrics_page(request.method()),
+            "/debug/vars" if is_client => shared.debug_vars(request.method()),
+            _ if !is_peer => match health::checks_of(path) {
+                Some(checks) => health::report(shared, request, checks).await,
+                None => not_found(),
+            },
+            _ => not_found(),
+        }
+    }
+}
+
+impl Shared {
+    fn version(&self, method: &Method) -> HttpResponse {
+        if method != Method::GET {
+            return method_not_allowed();
+        }
+        let cluster = self.app.get().and_then(|app| app.reader.cluster_version());
+        let storage = cluster.clone().unwrap_or_else(|| "unknown".to_owned());
+        let cluster = cluster.unwrap_or_else(|| "not_decided".to_owned());
+        // Written by hand to keep etcd's order of fields.
+        let text = format!(
+            "{{\"etcdserver\":\"{ETCD_VERSION}\",\"etcdcluster\":\"{cluster}\",\
+             \"storage\":\"{storage}\"}}"
+        );
+        with_type("application/json", text)
+    }
+
+    fn members(&self, method: &Method) -> HttpResponse {
+        if method != Method::GET {
+            return method_not_allowed();
+        }
+        let Some(app) = self.app.get() else {
+            return error(StatusCode::SERVICE_UNAVAILABLE, "the member is starting");
+        };
+        let member = |member: kelson_api::etcdserverpb::Member| {
+            let mut row = json!({
+                "id": member.id,
+                "peerURLs": member.peer_ur_ls,
+                "name": member.name,
+                "clientURLs": member.client_ur_ls,
+            });
+            if member.is_learner {
+                row["isLearner"] = json!(true);
+            }
+            row
+        };
+        let members: Vec<_> = app.reader.members().into_iter().map(member).collect();
+        let mut response = with_type("application/json", format!("{}\n", json!(members)));
+        let cluster = format!("{:x}", app.node.status().cluster_id);
+        if let Ok(value) = HeaderValue::from_str(&cluster) {
+            response.headers_mut().insert(HeaderName::from_static("x-etcd-cluster-id"), value);
+        }
+        response
+    }
+
+    fn metrics_page(&self, method: &Method) -> HttpResponse {
+        if method != Method::GET && method != Method::HEAD {
+            return method_not_allowed();
+        }
+        let text = self.metrics.render(sources::collect(self.app.get(), &self.gates));
+        with_type("text/plain; version=0.0.4; charset=utf-8", text)
+    }
+
+    /// The few variables that have a meaning here; `memstats` is Go's and stays empty.
+    fn debug_vars(&self, method: &Method) -> HttpResponse {
+        if method != Method::GET {
+            return method_not_allowed();
+        }
+        use rustix::process::{Resource, getrlimit};
+        let arguments: Vec<String> =
+            std::env::args_os().map(|text| text.to_string_lossy().into_owned()).collect();
+        let status = self.app.get().map(|app| app.node.status());
+        let raft = status.map(|status| {
+            json!({
+                "id": format!("{:x}", status.member_id),
+                "term": status.term,
+                "lead": status.leader.map_or("0".to_owned(), |id| format!("{id:x}")),
+                "commit": status.committed_index,
+                "applied": status.applied_index,
+            })
+        });
+        let variables = json!({
+            "cmdline": arguments,
+            "memstats": {},
+            "file_descriptor_limit": getrlimit(Resource::Nofile).current,
+            "raft.status": raft,
+        });
+        with_type("application/json; charset=utf-8", format!("{variables}\n"))
+    }
+
+    /// Whether a browser page of this origin may call; `None` without an Origin header.
+    fn allowed_origin<'a, B>(&self, request: &'a Request<B>) -> Option<&'a HeaderValue> {
+        let origin = request.headers().get(header::ORIGIN)?;
+        let text = origin.to_str().ok()?;
+        let mut allowed = self.cors.iter();
+        allowed.any(|known| known == "*" || known == text).then_some(origin)
+    }
+
+    fn allows_host<B>(&self, request: &Request<B>) -> bool {
+        if self.host_whitelist.iter().any(|host| host == "*") {
+            return true;
+        }
+        let from_header = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        let host = request.uri().host().or(from_header).unwrap_or_default();
+        let host = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        self.host_whitelist.iter().any(|known| known == host)
+    }
+}
+
+fn add_cors(response: &mut HttpResponse, origin: &HeaderValue) {
+    let headers = response.headers_mut();
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"),
+    );
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("accept, content-type, authorization"),
+    );
+}
+
+fn body(content: impl Into<Bytes>) -> tonic::body::Body {
+    tonic::body::Body::new(Full::new(content.into()))
+}
+
+fn with_type(content_type: &'static str, content: impl Into<Bytes>) -> HttpResponse {
+    let mut response = Response::new(body(content));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// An error as Go's `http.Error` writes it: the text, a newline, and no guessing of its type.
+fn error(status: StatusCode, text: &str) -> HttpResponse {
+    let mut response = with_type("text/plain; charset=utf-8", format!("{text}\n"));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn not_found() -> HttpResponse {
+    error(StatusCode::NOT_FOUND, "404 page not found")
+}
+
+fn method_not_allowed() -> HttpResponse {
+    let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+    response
+}
