@@ -2,7 +2,9 @@
 //! that stops further writes when it does not. The alarm is a command like any other; whether it
 //! refuses a write is decided where the write is applied.
 
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use kelson_api::Error;
 use kelson_api::command::command::Op;
@@ -17,6 +19,10 @@ const KEY_OVERHEAD: usize = 256;
 
 /// What a lease needs. Unit: bytes.
 pub const LEASE_COST: i64 = 64;
+
+/// How old the size on disk may be when a request is measured against it: finding it out walks a
+/// directory, and the files grow in steps of a checkpoint anyway. Unit: milliseconds.
+const SAMPLE_MS: u64 = 500;
 
 /// How often a member looks at its own disk.
 const GUARD_INTERVAL: Duration = Duration::from_secs(2);
@@ -44,18 +50,18 @@ fn branch_cost(ops: &[RequestOp]) -> i64 {
 }
 
 /// The quota of this member.
-#[derive(Clone)]
 pub struct Quota {
     node: Node,
     reader: Reader,
     limit: i64,
+    size: Sampled,
 }
 
 impl Quota {
     /// A quota of `limit` bytes on disk; 0 or less means none.
     #[must_use]
     pub fn new(node: Node, reader: Reader, limit: i64) -> Self {
-        Self { node, reader, limit }
+        Self { node, reader, limit, size: Sampled::new() }
     }
 
     /// Lets a request of this cost pass, or raises this member's alarm.
@@ -63,11 +69,39 @@ impl Quota {
     /// # Errors
     /// `NoSpace` when the request does not fit; why the alarm could not be raised, if so.
     pub async fn admit(&self, cost: i64) -> Result<(), Error> {
-        if fits(self.limit, self.reader.sizes().total, cost) {
+        if self.limit <= 0 || fits(self.limit, self.size.get(|| self.reader.sizes().total), cost) {
             return Ok(());
         }
         raise(&self.node, &self.reader).await?;
         Err(Error::NoSpace)
+    }
+}
+
+/// A number that is dear to find out and may be a little old.
+struct Sampled {
+    start: Instant,
+    /// When the next caller looks again. Unit: milliseconds after `start`.
+    due: AtomicU64,
+    value: OnceLock<AtomicI64>,
+}
+
+impl Sampled {
+    fn new() -> Self {
+        Self { start: Instant::now(), due: AtomicU64::new(SAMPLE_MS), value: OnceLock::new() }
+    }
+
+    fn get(&self, look: impl Fn() -> i64) -> i64 {
+        let value = self.value.get_or_init(|| AtomicI64::new(look()));
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let due = self.due.load(Ordering::Relaxed);
+        // Whoever moves the time looks; the others go on with the old value.
+        let next = now.saturating_add(SAMPLE_MS);
+        let moved =
+            |next| self.due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed);
+        if now >= due && moved(next).is_ok() {
+            value.store(look(), Ordering::Relaxed);
+        }
+        value.load(Ordering::Relaxed)
     }
 }
 
@@ -98,7 +132,7 @@ pub(super) async fn guard(node: Node, reader: Reader) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        if node.log().can_grow() {
+        if node.log().can_grow() && !reader.disk_low() {
             continue;
         }
         if let Err(error) = raise(&node, &reader).await {
@@ -148,6 +182,21 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(txn_cost(&reading), 0);
+    }
+
+    #[test]
+    fn the_size_is_looked_up_once_per_interval() {
+        let looked = std::cell::Cell::new(0);
+        let look = || {
+            looked.set(looked.get() + 1);
+            looked.get()
+        };
+        let mut sampled = Sampled::new();
+        assert_eq!((sampled.get(look), sampled.get(look)), (1, 1));
+        // As if the interval were over.
+        sampled.due = AtomicU64::new(0);
+        assert_eq!(sampled.get(look), 2);
+        assert!(sampled.due.load(Ordering::Relaxed) >= SAMPLE_MS);
     }
 
     #[test]

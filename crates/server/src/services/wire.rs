@@ -7,7 +7,6 @@ use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
-use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
@@ -99,10 +98,9 @@ impl<S, B, R> Service<Request<B>> for GrpcTexts<S>
 where
     S: Service<Request<B>, Response = Response<R>, Error = Infallible>,
     S::Future: Send + 'static,
-    R: tonic::codegen::Body<Data = bytes::Bytes> + Send + 'static,
-    R::Error: Into<tonic::codegen::StdError>,
+    R: Default,
 {
-    type Response = Response<Body>;
+    type Response = Response<R>;
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
@@ -115,10 +113,8 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let response = answer.await?;
-            Ok(match replacement(uri.path(), response.headers()) {
-                Some(status) => status.into_http(),
-                None => response.map(Body::new),
-            })
+            let status = replacement(uri.path(), response.headers());
+            Ok(status.map_or(response, |status| status.into_http()))
         })
     }
 }
@@ -128,7 +124,7 @@ mod tests {
     use super::*;
 
     fn in_headers(status: &Status) -> HeaderMap {
-        status.clone().into_http::<Body>().headers().clone()
+        status.clone().into_http::<()>().headers().clone()
     }
 
     #[test]
