@@ -137,10 +137,12 @@ impl Feed {
     }
 
     /// Adds a change to the revision in the making. `overwrites_own` tells that this revision already
-    /// changed the key, so that the state before it comes from that earlier change.
+    /// changed the key, so that the state before it comes from that earlier change. A creation has
+    /// no state before it, even if the same revision deleted the key first: etcd has it so.
     pub(crate) fn stage(&self, mut event: FeedEvent, overwrites_own: bool) {
         let mut ring = self.ring.write();
-        if overwrites_own {
+        let is_creation = event.kind == EventType::Put && event.kv.version == 1;
+        if overwrites_own && !is_creation {
             let own = ring.staged.iter().find(|earlier| earlier.kv.key == event.kv.key);
             event.prev_kv = own.and_then(|earlier| earlier.prev_kv.clone());
         }
@@ -187,14 +189,15 @@ impl Feed {
         ring.events(successor.main)?.get(place)?.prev_kv.clone()
     }
 
-    /// How many keys of the span came to be (less those that went) after `revision`, including the
-    /// revision in the making. `None` if the ring does not go back so far.
+    /// How many keys of the span came to be (less those that went) after `revision`, in the revision
+    /// in the making too unless that is the one asked for. `None` if the ring does not go back so far.
     pub(crate) fn born_after(&self, revision: i64, span: &Span) -> Option<i64> {
         let ring = self.ring.read();
         let skip = usize::try_from(revision.saturating_add(1).saturating_sub(ring.first())).ok()?;
         let later = ring.batches.iter().skip(skip).flat_map(|revised| &revised.events);
+        let staged = if revision > ring.last { &[][..] } else { &ring.staged };
         let mut born = 0;
-        for event in later.chain(&ring.staged).filter(|event| span.contains(&event.kv.key)) {
+        for event in later.chain(staged).filter(|event| span.contains(&event.kv.key)) {
             born += match event.kind {
                 EventType::Put if event.kv.version == 1 => 1,
                 EventType::Put => 0,

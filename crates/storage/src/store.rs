@@ -18,8 +18,9 @@ use crate::mvcc::index::{Entry, Index};
 use crate::mvcc::row;
 use crate::mvcc::state::{Cluster, Counters, State};
 use crate::options::Options;
-use crate::persist::{Persister, Recovered};
+use crate::persist::Persister;
 use crate::reader::Reader;
+use crate::recover::Recovered;
 use crate::types::{Delta, Fatal, LogId, MetaChange, Outcome, Row};
 
 /// Memory of a delta beside its rows.

@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn a_damaged_row_is_refused() {
         let row = sample(b"key", b"value", 1).encode_to_vec();
-        assert!(parse(&row[..row.len() - 9]).is_none(), "cut inside the value");
+        assert!(parse(&row[..row.len() - 5]).is_none(), "cut inside the value");
         assert!(parse(&[0xff; 12]).is_none(), "no such field");
         assert!(parse(&[KEY]).is_none(), "no length");
     }
