@@ -104,6 +104,11 @@ pub(crate) fn rows_from(from: RevisionKey) -> Range<Vec<u8>> {
     row_key(from, false)..vec![ROW + 1]
 }
 
+/// Disk keys of everything but rows.
+pub(crate) fn tables_range() -> Range<Vec<u8>> {
+    vec![ROW + 1]..vec![ALARM + 1]
+}
+
 /// A row as disk holds it.
 pub(crate) fn encode_row(row: &Row) -> Pair {
     let key = row_key(row.key, row.tombstone);

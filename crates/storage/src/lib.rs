@@ -6,28 +6,28 @@ mod dir;
 mod disk;
 mod engine;
 mod feed;
+mod hash;
 mod keys;
 mod lease;
-pub mod log {
-    //! The raft log.
-    mod durable;
-    pub use durable::{Durable, DurablePublisher};
-}
+pub mod log;
 mod mvcc;
 mod options;
 mod open;
 mod persist;
 mod reader;
 mod recover;
+mod snapshot;
 mod store;
 mod types;
 
 pub use dir::{DataDir, Identity};
 pub use feed::Feed;
+pub use hash::HashKv;
 pub use mvcc::compact::Pin;
 pub use open::{OpenError, open};
 pub use options::Options;
 pub use reader::{Reader, StreamChunk, StreamedRange};
+pub use snapshot::SnapshotFile;
 pub use store::Store;
 pub use types::{
     Changes, CompactionTicket, Fatal, FeedEvent, LeaseRow, LogId, Outcome, Recent, Reply, Revised,

@@ -12,6 +12,8 @@ mod writer;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,8 +22,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::engine::Backend;
-use crate::keys::Tally;
-pub(crate) use crate::recover::Recovered;
+use crate::keys::{Tables, Tally};
 use crate::types::{Delta, Fatal, LogId, RevisionKey, Row};
 use reads::Reads;
 
@@ -79,6 +80,8 @@ struct Shared {
     /// Rows that were pushed and are not in the database yet.
     tail: RwLock<BTreeMap<RevisionKey, Row>>,
     reads: Reads,
+    /// Newest revision that was pushed.
+    newest_revision: AtomicI64,
     durable_applied: watch::Sender<LogId>,
     finished_compaction: watch::Sender<i64>,
     checkpoints: Mutex<CheckpointStats>,
@@ -97,10 +100,18 @@ struct Queue {
     /// Scans that need rows to stay.
     holds: usize,
     is_removing: bool,
-    rewrites: Vec<std::sync::mpsc::SyncSender<Result<bool, Fatal>>>,
+    rewrites: Vec<SyncSender<Result<bool, Fatal>>>,
+    cuts: VecDeque<CutRequest>,
     is_stopping: bool,
     /// With `is_stopping`: leave without writing what is queued.
     is_abandoned: bool,
+}
+
+/// Somebody wants the tables as of everything pushed so far.
+struct CutRequest {
+    /// It is answered once this many deltas were written.
+    after: u64,
+    answer: SyncSender<(Tables, i64)>,
 }
 
 /// Rows that a compaction removes in one go.
@@ -140,10 +151,11 @@ impl Persister {
             room: Condvar::new(),
             tail: RwLock::default(),
             reads,
+            newest_revision: AtomicI64::new(at.revision),
             durable_applied: watch::Sender::new(at.applied),
             finished_compaction: watch::Sender::new(at.finished),
             checkpoints: Mutex::default(),
-            generation_dir: Mutex::new(at.generation_dir),
+            generation_dir: Mutex::new(at.generation_dir.clone()),
         });
         let read_handle = backend.reader();
         let reader = std::thread::Builder::new().name("state-reader".into());
@@ -151,8 +163,7 @@ impl Persister {
         let writer_shared = shared.clone();
         let writer = std::thread::Builder::new().name("state-writer".into());
         let writer = writer.spawn(move || {
-            writer::Writer::new(writer_shared, backend, config, durable, at.applied, at.tally)
-                .run();
+            writer::Writer::new(writer_shared, backend, config, durable, &at).run();
         })?;
         Ok(Self { shared, threads: Mutex::new(vec![writer, reader]) })
     }
@@ -173,6 +184,9 @@ impl Persister {
         if !delta.rows.is_empty() {
             let rows = delta.rows.iter().map(|row| (row.key, row.clone()));
             self.shared.tail.write().extend(rows);
+        }
+        if let Some(row) = delta.rows.last() {
+            self.shared.newest_revision.store(row.key.main, Ordering::Release);
         }
         queue.bytes += cost(&delta);
         queue.pushed += 1;
@@ -230,6 +244,29 @@ impl Persister {
         Ok(merge(stored, queued, limit_rows.max(1), limit_bytes))
     }
 
+    /// Newest revision whose rows can be read here.
+    pub(crate) fn newest_revision(&self) -> i64 {
+        self.shared.newest_revision.load(Ordering::Acquire)
+    }
+
+    /// The tables as of everything pushed so far, with the newest revision that belongs to it. Waits
+    /// until that is written, but not for a checkpoint.
+    ///
+    /// # Errors
+    /// The persister was shut down.
+    pub(crate) fn cut(&self) -> Result<(Tables, i64), Fatal> {
+        let (answer, wait) = sync_channel(1);
+        let mut queue = self.shared.queue.lock();
+        if queue.is_stopping {
+            return Err(stopped());
+        }
+        let after = queue.pushed;
+        queue.cuts.push_back(CutRequest { after, answer });
+        self.shared.work.notify_one();
+        drop(queue);
+        wait.recv().map_err(|_| stopped())
+    }
+
     /// Applied position of the last finished checkpoint.
     pub(crate) fn durable_applied(&self) -> LogId {
         *self.shared.durable_applied.borrow()
@@ -275,7 +312,7 @@ impl Persister {
     /// # Errors
     /// The persister was shut down.
     pub(crate) fn defragment(&self) -> Result<bool, Fatal> {
-        let (answer, wait) = std::sync::mpsc::sync_channel(1);
+        let (answer, wait) = sync_channel(1);
         let mut queue = self.shared.queue.lock();
         if queue.is_stopping {
             return Err(stopped());
@@ -327,6 +364,8 @@ impl Drop for Persister {
 /// Where a database stands when its persister starts.
 pub(crate) struct Start {
     pub(crate) applied: LogId,
+    /// The store revision.
+    pub(crate) revision: i64,
     pub(crate) tally: Tally,
     pub(crate) finished: i64,
     pub(crate) generation_dir: Option<PathBuf>,

@@ -97,10 +97,15 @@ pub(crate) fn recover<L>(
     make_dir(&place.state_dir)?;
     config.persist.place = Some(place.clone());
     let mut receiver = fresh();
+    let mut newest = 0;
     let opened = match current_generation(place) {
         Ok(Some(dir)) => {
             remove_other_generations(place);
-            read_back(&dir, place.cache_bytes, |next| row(&mut receiver, next)).map(Some)
+            let take = |next: &Row| {
+                newest = next.key.main;
+                row(&mut receiver, next)
+            };
+            read_back(&dir, place.cache_bytes, take).map(Some)
         }
         Ok(None) => Ok(None),
         Err(trouble) => Err(trouble),
@@ -118,7 +123,7 @@ pub(crate) fn recover<L>(
         }
         Err(trouble) => {
             set_aside(place, trouble, config.log_purged)?;
-            receiver = fresh();
+            (receiver, newest) = (fresh(), 0);
             create(place)?
         }
     };
@@ -129,8 +134,10 @@ pub(crate) fn recover<L>(
         );
         return Err(damaged(&dir, reason));
     }
+    let compacted = tables.scheduled_compaction.max(tables.finished_compaction).unwrap_or(1);
     let at = Start {
         applied: tables.applied,
+        revision: newest.max(compacted).max(1),
         tally: tables.tally,
         finished: tables.finished_compaction.unwrap_or(-1),
         generation_dir: Some(dir),

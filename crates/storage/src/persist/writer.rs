@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{CHECKPOINT_SAMPLES, DurableLog, PersistConfig, Shared, Slice, cost, die};
+use super::{CHECKPOINT_SAMPLES, CutRequest, DurableLog, PersistConfig, Shared, Slice, Start};
+use super::{cost, die};
 use crate::engine::{Backend, EngineError};
-use crate::keys::{self, Pair, Tally};
+use crate::keys::{self, Pair, Tables, Tally};
 use crate::recover;
 use crate::types::{Delta, Fatal, LogId, MetaChange};
 
@@ -23,6 +24,8 @@ pub(super) struct Writer<D> {
     config: PersistConfig,
     durable: D,
     applied: LogId,
+    /// Newest revision written.
+    revision: i64,
     tally: Tally,
     dirty_bytes: u64,
     /// When the oldest write since the last checkpoint happened.
@@ -33,6 +36,7 @@ pub(super) struct Writer<D> {
 enum Task {
     Deltas(Vec<Delta>),
     Slice(Slice),
+    Cut(CutRequest),
     Checkpoint,
     Rewrite(Vec<std::sync::mpsc::SyncSender<Result<bool, Fatal>>>),
     /// Leave; true = with a checkpoint.
@@ -45,12 +49,19 @@ impl<D: DurableLog> Writer<D> {
         backend: Box<dyn Backend>,
         config: PersistConfig,
         durable: D,
-        applied: LogId,
-        tally: Tally,
+        at: &Start,
     ) -> Self {
-        let (dirty_bytes, dirty_since) = (0, None);
-        let backend = Some(backend);
-        Self { shared, backend, config, durable, applied, tally, dirty_bytes, dirty_since }
+        Self {
+            shared,
+            backend: Some(backend),
+            config,
+            durable,
+            applied: at.applied,
+            revision: at.revision,
+            tally: at.tally,
+            dirty_bytes: 0,
+            dirty_since: None,
+        }
     }
 
     /// Works until told to stop. Never returns with an error: it ends the process.
@@ -77,6 +88,11 @@ impl<D: DurableLog> Writer<D> {
                     self.checkpoint_if_due()?;
                 }
                 Task::Slice(slice) => self.remove(slice)?,
+                Task::Cut(request) => {
+                    let tables = self.tables()?;
+                    // An asker that gave up takes no answer, which is fine.
+                    let _ = request.answer.send((tables, self.revision));
+                }
                 Task::Checkpoint => self.checkpoint()?,
                 Task::Rewrite(askers) => {
                     let rewritten = self.rewrite()?;
@@ -107,6 +123,9 @@ impl<D: DurableLog> Writer<D> {
             }
             // Slices before younger deltas: otherwise a busy member would never get rid of rows.
             let written = queue.written;
+            if queue.cuts.front().is_some_and(|cut| cut.after <= written) {
+                return Task::Cut(queue.cuts.pop_front().expect("it was just looked at"));
+            }
             let is_free = queue.holds == 0 && !queue.is_stopping;
             if is_free && queue.slices.front().is_some_and(|slice| slice.after <= written) {
                 queue.is_removing = true;
@@ -115,10 +134,13 @@ impl<D: DurableLog> Writer<D> {
                 return Task::Slice(slice);
             }
             let (mut rows, mut bytes, mut count) = (0, 0, 0);
+            // A cut falls between two batches, never into one.
+            let most = queue.cuts.front().map_or(u64::MAX, |cut| cut.after - written);
             for delta in &queue.deltas {
                 rows += delta.rows.len() + delta.meta.len();
                 bytes += cost(delta);
-                if count > 0 && (rows > BATCH_ROWS || bytes > BATCH_BYTES) {
+                let is_full = rows > BATCH_ROWS || bytes > BATCH_BYTES || count as u64 >= most;
+                if count > 0 && is_full {
                     break;
                 }
                 count += 1;
@@ -156,6 +178,8 @@ impl<D: DurableLog> Writer<D> {
         }
         self.write_puts(puts)?;
         self.applied = deltas.last().map_or(self.applied, |delta| delta.id);
+        let newest = deltas.iter().rev().find_map(|delta| delta.rows.last());
+        self.revision = newest.map_or(self.revision, |row| row.key.main);
         let bytes: usize = deltas.iter().map(cost).sum();
         self.note_dirty(bytes);
         let mut tail = self.shared.tail.write();
@@ -194,6 +218,26 @@ impl<D: DurableLog> Writer<D> {
 
     fn checkpoint_if_due(&mut self) -> Result<(), EngineError> {
         if self.dirty_bytes >= self.config.checkpoint_bytes { self.checkpoint() } else { Ok(()) }
+    }
+
+    /// Reads all tables as they stand.
+    fn tables(&mut self) -> Result<Tables, EngineError> {
+        let mut tables = Tables::default();
+        let mut range = keys::tables_range();
+        loop {
+            let pairs = self.backend().scan(range.clone(), BATCH_ROWS, BATCH_BYTES)?;
+            let Some((last, _)) = pairs.last() else { break };
+            range.start = [last.as_ref(), &[0]].concat();
+            for (key, value) in &pairs {
+                tables.take(key, value).map_err(|malformed| EngineError {
+                    doing: "read a table",
+                    cause: format!("{malformed} at {key:02x?}"),
+                })?;
+            }
+        }
+        // The row on disk is that of the last checkpoint.
+        tables.applied = self.applied;
+        Ok(tables)
     }
 
     /// Makes everything written so far durable together with the position that it amounts to.
@@ -270,6 +314,7 @@ impl<D: DurableLog> Writer<D> {
         let mut queue = self.shared.queue.lock();
         queue.is_stopping = true;
         queue.rewrites.clear();
+        queue.cuts.clear();
         queue.is_removing = false;
         self.shared.room.notify_all();
         Ok(())
