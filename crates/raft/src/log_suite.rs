@@ -12,6 +12,7 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{RaftSnapshotBuilder, StorageError};
 use tempfile::TempDir;
 
+use crate::codec;
 use crate::log_store::LogStore;
 use crate::progress::Progress;
 use crate::snapshot::{self, SnapshotHandle};
@@ -154,6 +155,9 @@ impl StoreBuilder<TypeConfig, Filled, MemoryState, Open> for Files {
         let dir = tempfile::tempdir().expect("make a directory");
         let options = LogOptions::new(dir.path().join("wal"), [7; 16]);
         let opened = Log::open(options).expect("open a new log");
+        // As at the first start of a member; the suite is not told.
+        let vote = codec::encode_vote(&Vote::new(0, 0));
+        opened.log.save_vote(vote, Box::new(|saved| saved.expect("the first vote is saved")));
         let progress = Arc::new(Progress::new(0, Default::default(), Default::default()));
         let store = LogStore::new(opened.log.clone(), None, progress);
         Ok((Open { log: opened.log, _dir: dir }, Filled(store), MemoryState::default()))

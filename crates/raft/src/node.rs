@@ -57,7 +57,7 @@ struct Inner {
 struct Opened {
     data_dir: DataDir,
     log: Log,
-    vote: Option<Vote>,
+    vote: Vote,
     store: Store,
     reader: Reader,
     identity: Identity,
@@ -232,7 +232,7 @@ impl Inner {
         let progress = Arc::new(Progress::new(member_id, store.applied(), log.last_id()));
         let waiters = Arc::new(Waiters::default());
         let store: SharedStore = Arc::new(Mutex::new(Some(store)));
-        let entries = LogStore::new(log.clone(), vote, progress.clone());
+        let entries = LogStore::new(log.clone(), Some(vote), progress.clone());
         let state_machine = StateMachine::new(
             store.clone(),
             reader.clone(),
@@ -253,8 +253,8 @@ impl Inner {
         let data_dir = Arc::new(data_dir);
         let guard = tokio::spawn(guard(raft.clone(), stopping.clone(), data_dir.clone()));
 
-        let term = vote.map_or(0, |vote| vote.leader_id.term);
-        let initial = Status::initial(identity.cluster_id, member_id, term).at(&progress);
+        let initial =
+            Status::initial(identity.cluster_id, member_id, vote.leader_id.term).at(&progress);
         let (sender, status) = watch::channel(initial);
         tokio::spawn(status::follow(raft.clone(), progress.clone(), sender));
 
@@ -339,13 +339,25 @@ fn open(config: &NodeConfig) -> Result<Opened, StartError> {
             identity
         }
     };
-    let opened = Log::open(LogOptions {
+    let log_options = LogOptions {
         fsync: !config.unsafe_no_fsync,
         ..LogOptions::new(data_dir.wal_dir(), data_dir.storage_uuid())
-    })?;
-    let vote = opened.vote.map(codec::decode_vote).transpose()?;
-    let options =
-        kelson_storage::Options { data_dir: config.data_dir.clone(), ..config.storage.clone() };
+    };
+    let (asked, most) = (config.max_request_bytes, log_options.payload_bytes_max() / 2);
+    if asked > most {
+        let text = format!("--max-request-bytes is {asked}, the log takes at most {most}");
+        return Err(StartError::Settings(text));
+    }
+    let opened = Log::open(log_options)?;
+    let vote = match opened.vote {
+        Some(bytes) => codec::decode_vote(bytes)?,
+        None => first_vote(&opened.log, identity.member_id)?,
+    };
+    let options = kelson_storage::Options {
+        data_dir: config.data_dir.clone(),
+        log_purged: opened.purged,
+        ..config.storage.clone()
+    };
     let (store, reader) = kelson_storage::open(&options, opened.log.durable())?;
     let state = store.applied().index;
     let (purged, last) = (opened.purged.index, opened.last.index.max(opened.purged.index));
@@ -356,6 +368,16 @@ fn open(config: &NodeConfig) -> Result<Opened, StartError> {
         return Err(StartError::StateLost { log: purged, state });
     }
     Ok(Opened { data_dir, log: opened.log, vote, store, reader, identity })
+}
+
+/// A log begins with a vote, so that one that has lost its votes is never taken for a new one.
+fn first_vote(log: &Log, member_id: u64) -> Result<Vote, StartError> {
+    let vote = Vote::new(0, member_id);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // The receiver waits below.
+    log.save_vote(codec::encode_vote(&vote), Box::new(move |result| drop(sender.send(result))));
+    receiver.recv().unwrap_or(Err(kelson_storage::log::LogError::Closed))?;
+    Ok(vote)
 }
 
 /// Ends the process when consensus ends without being asked to.
