@@ -40,8 +40,10 @@ type world struct {
 	storePort    int
 	peerPort     int
 	apiPort      int
+	secondPort   int
 	store        *process
 	apiserver    *process
+	second       *process
 	storeBinary  string
 	apiserverBin string
 
@@ -54,10 +56,10 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	dir := t.TempDir()
-	ports := freePorts(t, 3)
+	ports := freePorts(t, 4)
 	w := &world{
 		pki: newPKI(t, dir), dir: dir,
-		storePort: ports[0], peerPort: ports[1], apiPort: ports[2],
+		storePort: ports[0], peerPort: ports[1], apiPort: ports[2], secondPort: ports[3],
 		storeBinary:  binary(t, "KELSON_BIN", "../../target/release/kelson"),
 		apiserverBin: binary(t, "KUBE_APISERVER_BIN", ""),
 	}
@@ -71,19 +73,23 @@ func newWorld(t *testing.T) *world {
 	w.etcd = etcd
 	w.waitStore(t)
 	w.startAPIServer(t)
-	w.config = &rest.Config{
-		Host:            w.apiURL(),
-		BearerToken:     adminToken,
-		TLSClientConfig: rest.TLSClientConfig{CAFile: w.pki.caFile},
-		QPS:             -1, // no client-side throttling
-		Timeout:         60 * time.Second,
-	}
+	w.config = w.configFor(w.apiPort)
 	w.clients, err = kubernetes.NewForConfig(w.config)
 	must(t, err, "make the typed client")
 	w.dynamic, err = dynamic.NewForConfig(w.config)
 	must(t, err, "make the dynamic client")
 	w.waitAPIServer(t)
 	return w
+}
+
+func (w *world) configFor(port int) *rest.Config {
+	return &rest.Config{
+		Host:            fmt.Sprintf("https://127.0.0.1:%d", port),
+		BearerToken:     adminToken,
+		TLSClientConfig: rest.TLSClientConfig{CAFile: w.pki.caFile},
+		QPS:             -1, // no client-side throttling
+		Timeout:         60 * time.Second,
+	}
 }
 
 // binary finds a program under test; one that is missing is a failure, never a skip.
@@ -105,7 +111,6 @@ func binary(t *testing.T, variable, fallback string) string {
 }
 
 func (w *world) storeURL() string { return fmt.Sprintf("https://127.0.0.1:%d", w.storePort) }
-func (w *world) apiURL() string   { return fmt.Sprintf("https://127.0.0.1:%d", w.apiPort) }
 
 func (w *world) startStore(t *testing.T) {
 	t.Helper()
@@ -139,10 +144,15 @@ func (w *world) waitStore(t *testing.T) {
 
 func (w *world) startAPIServer(t *testing.T) {
 	t.Helper()
+	w.apiserver = w.launchAPIServer(t, "apiserver.log", w.apiPort, advertiseAddress)
+}
+
+func (w *world) launchAPIServer(t *testing.T, log string, port int, address string) *process {
+	t.Helper()
 	tokens := filepath.Join(w.dir, "tokens.csv")
 	line := adminToken + ",admin,admin-uid,system:masters\n"
 	must(t, os.WriteFile(tokens, []byte(line), 0o600), "write the token file")
-	w.apiserver = start(t, filepath.Join(w.dir, "apiserver.log"), w.apiserverBin,
+	return start(t, filepath.Join(w.dir, log), w.apiserverBin,
 		"--etcd-servers="+w.storeURL(),
 		"--etcd-cafile="+w.pki.caFile,
 		"--etcd-certfile="+w.pki.storeClient.certFile,
@@ -150,8 +160,8 @@ func (w *world) startAPIServer(t *testing.T) {
 		"--etcd-compaction-interval="+compactionInterval.String(),
 		"--event-ttl="+eventTTL.String(),
 		"--bind-address=127.0.0.1",
-		fmt.Sprintf("--secure-port=%d", w.apiPort),
-		"--advertise-address="+advertiseAddress,
+		fmt.Sprintf("--secure-port=%d", port),
+		"--advertise-address="+address,
 		"--tls-cert-file="+w.pki.apiserver.certFile,
 		"--tls-private-key-file="+w.pki.apiserver.keyFile,
 		"--token-auth-file="+tokens,
@@ -167,16 +177,21 @@ func (w *world) startAPIServer(t *testing.T) {
 // waitAPIServer waits for /readyz, which covers the store, all post-start hooks and informers.
 func (w *world) waitAPIServer(t *testing.T) {
 	t.Helper()
+	w.waitReady(t, w.apiserver, w.apiPort)
+}
+
+func (w *world) waitReady(t *testing.T, server *process, port int) {
+	t.Helper()
 	roots := w.pki.clientTLS(t, false).RootCAs
 	client := &http.Client{
 		Timeout:   5 * time.Second,
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}},
 	}
 	eventually(t, "kube-apiserver is ready", func(ctx context.Context) error {
-		if !w.apiserver.running() {
-			t.Fatalf("kube-apiserver ended; its log ends with:\n%s", w.apiserver.logTail())
+		if !server.running() {
+			t.Fatalf("kube-apiserver ended; its log ends with:\n%s", server.logTail())
 		}
-		request, err := http.NewRequestWithContext(ctx, "GET", w.apiURL()+"/readyz", nil)
+		request, err := http.NewRequestWithContext(ctx, "GET", fmt.Sprintf("https://127.0.0.1:%d/readyz", port), nil)
 		if err != nil {
 			return err
 		}
@@ -196,7 +211,7 @@ func (w *world) stop(t *testing.T) {
 	if w.etcd != nil {
 		w.etcd.Close()
 	}
-	for _, p := range []*process{w.apiserver, w.store} {
+	for _, p := range []*process{w.second, w.apiserver, w.store} {
 		if p != nil {
 			p.kill()
 			if t.Failed() {

@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,6 +27,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/retry"
 )
@@ -54,6 +56,7 @@ func TestKube(t *testing.T) {
 		{"CompactionAndGone", compactionAndGone},
 		{"APIServerRestart", apiserverRestart},
 		{"StoreCrash", storeCrash},
+		{"TwoAPIServers", twoAPIServers},
 		{"DeleteCollection", deleteCollection},
 		{"MasterLeaseExpires", masterLeaseExpires},
 	}
@@ -866,6 +869,42 @@ func storeCrash(t *testing.T, w *world) {
 	})
 	f.waitEqual(t, w, "small")
 	t.Logf("%d creates were acknowledged around the crash", len(acknowledged))
+}
+
+// Two apiservers share the store and know nothing of each other: a list from one must show what the
+// other has just acknowledged, though each answers from a cache of its own.
+func twoAPIServers(t *testing.T, w *world) {
+	const secondAddress = "192.0.2.2"
+	w.second = w.launchAPIServer(t, "second.log", w.secondPort, secondAddress)
+	w.waitReady(t, w.second, w.secondPort)
+	clients, err := kubernetes.NewForConfig(w.configFor(w.secondPort))
+	must(t, err, "make a client of the second apiserver")
+	here, there := w.clients.CoreV1().ConfigMaps("small"), clients.CoreV1().ConfigMaps("small")
+	for i := range 50 {
+		name := fmt.Sprintf("shared-%02d", i)
+		_, err := here.Create(background(), configMap(name, i), metav1.CreateOptions{})
+		must(t, err, "create at the first")
+		list, err := there.List(background(), metav1.ListOptions{LabelSelector: "test=kelson"})
+		must(t, err, "list at the second")
+		if !slices.ContainsFunc(list.Items, func(item corev1.ConfigMap) bool {
+			return item.Name == name
+		}) {
+			t.Fatalf("the second apiserver's list at %s misses %s", list.ResourceVersion, name)
+		}
+		must(t, there.Delete(background(), name, metav1.DeleteOptions{}), "delete at the second")
+		_, err = here.Get(background(), name, metav1.GetOptions{})
+		if !apierrors.IsNotFound(err) {
+			t.Fatalf("the first apiserver still finds %s: %v", name, err)
+		}
+	}
+	eventually(t, "the second announcement", func(ctx context.Context) error {
+		answer, err := w.etcd.Get(ctx, "/registry/masterleases/", clientv3.WithPrefix())
+		if err == nil && len(answer.Kvs) != 2 {
+			return fmt.Errorf("%d announcements", len(answer.Kvs))
+		}
+		return err
+	})
+	w.second.kill()
 }
 
 func deleteCollection(t *testing.T, w *world) {

@@ -12,10 +12,12 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 )
 
 const prefix = "client-go/"
@@ -37,7 +39,7 @@ func main() {
 		name string
 		run  func(context.Context, *clientv3.Client) error
 	}{
-		{"keys", keys}, {"transactions", transactions}, {"watches", watches},
+		{"keys", keys}, {"streamed list", streamedList}, {"transactions", transactions}, {"watches", watches},
 		{"progress", progress}, {"fragments", fragments}, {"leases", leases}, {"locks", locks},
 		{"election", election}, {"compaction", compaction}, {"refusals", refusals},
 	}
@@ -103,6 +105,38 @@ func keys(ctx context.Context, client *clientv3.Client) error {
 		same("deleted", gone.Deleted, 2),
 		same("deleted pairs", len(gone.PrevKvs), 2),
 	)
+}
+
+// A streamed list holds what a plain list of the same revision holds, header and count included.
+func streamedList(ctx context.Context, client *clientv3.Client) error {
+	value := string(make([]byte, 20_000))
+	for i := range 200 {
+		if _, err := client.Put(ctx, fmt.Sprintf("%sstream/%03d", prefix, i), value); err != nil {
+			return err
+		}
+	}
+	for _, limit := range []int64{0, 50} {
+		options := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithLimit(limit)}
+		plain, err := client.Get(ctx, prefix+"stream/", options...)
+		if err != nil {
+			return err
+		}
+		chunks, err := client.GetStream(ctx, prefix+"stream/", options...)
+		if err != nil {
+			return err
+		}
+		streamed, err := clientv3.GetStreamToGetResponse(chunks)
+		if err != nil {
+			return err
+		}
+		if !proto.Equal((*pb.RangeResponse)(plain), (*pb.RangeResponse)(streamed)) {
+			return fmt.Errorf("limit %d: the plain list has %d of %d pairs at %d, the stream %d of %d at %d",
+				limit, len(plain.Kvs), plain.Count, plain.Header.Revision,
+				len(streamed.Kvs), streamed.Count, streamed.Header.Revision)
+		}
+	}
+	_, err := client.Delete(ctx, prefix+"stream/", clientv3.WithPrefix())
+	return err
 }
 
 func transactions(ctx context.Context, client *clientv3.Client) error {
