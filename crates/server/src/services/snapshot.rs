@@ -4,7 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -14,6 +14,7 @@ use kelson_api::etcdserverpb::SnapshotResponse;
 use kelson_storage::Reader;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tonic::Status;
 
 use super::gate::LeaderWatch;
@@ -28,6 +29,7 @@ const AHEAD_MAX: usize = 16;
 /// The messages of one snapshot.
 pub(super) struct Pieces {
     messages: mpsc::Receiver<Result<SnapshotResponse, Status>>,
+    thread: JoinHandle<()>,
     /// Says when the stream must end; none once it has.
     ended: Option<Pin<Box<dyn Future<Output = Error> + Send>>>,
 }
@@ -43,7 +45,16 @@ impl Stream for Pieces {
             self.ended = None;
             return Poll::Ready(Some(Err(error.into())));
         }
-        self.messages.poll_recv(context)
+        if let Some(message) = ready!(self.messages.poll_recv(context)) {
+            return Poll::Ready(Some(message));
+        }
+        // The messages end when the thread does; if it panicked, the end must not look like one.
+        let finished = ready!(Pin::new(&mut self.thread).poll(context));
+        self.ended = None;
+        Poll::Ready(finished.err().map(|error| {
+            tracing::error!(%error, "sending a snapshot ended unexpectedly");
+            Err(Status::internal("snapshot ended unexpectedly"))
+        }))
     }
 }
 
@@ -73,7 +84,7 @@ pub(super) async fn start(
     let place = place.expect("the semaphore is never closed");
     let (sender, messages) = mpsc::channel(AHEAD_MAX);
     let duration = metrics.disk_backend_snapshot_duration.clone();
-    tokio::task::spawn_blocking(move || {
+    let thread = tokio::task::spawn_blocking(move || {
         let _place = place;
         let started = Instant::now();
         match reader.snapshot() {
@@ -88,7 +99,7 @@ pub(super) async fn start(
         }
         duration.observe(started.elapsed().as_secs_f64());
     });
-    Pieces { messages, ended: Some(Box::pin(async move { leader.ended().await })) }
+    Pieces { messages, thread, ended: Some(Box::pin(async move { leader.ended().await })) }
 }
 
 /// The way out: where messages go and how many bytes are still to come.
@@ -167,6 +178,8 @@ impl Out {
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
+
     use super::*;
 
     /// Sends these chunks and collects what arrives.
@@ -211,5 +224,18 @@ mod tests {
         assert!(short[0].is_ok() && short[1].is_err() && short.len() == 2);
         let long = collect(10, vec![half()]).await;
         assert!(long[0].is_err() && long.len() == 1);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_no_end() {
+        let (sender, messages) = mpsc::channel(1);
+        let thread = tokio::task::spawn_blocking(move || {
+            let _sender = sender;
+            panic!("on purpose");
+        });
+        let mut pieces = Pieces { messages, thread, ended: Some(Box::pin(std::future::pending())) };
+        let status = pieces.next().await.expect("an answer").expect_err("an error");
+        assert_eq!(status.code(), tonic::Code::Internal);
+        assert!(pieces.next().await.is_none());
     }
 }
