@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kelson_api::etcdserverpb::{AlarmMember, Member};
@@ -32,6 +32,8 @@ const CHUNK_ROWS: usize = 1024;
 const CHUNKS_AHEAD: usize = 8;
 /// Longest silence of the database while it is read. It spins for ever on some kinds of damage.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// Longest wait for the lock of a database.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Pairs per call while rewriting.
 const REWRITE_PAIRS: usize = 4096;
 /// A rewrite must promise to free this many bytes, and a quarter of the files, to be worth it.
@@ -283,8 +285,7 @@ fn read_back(
     let path = dir.to_owned();
     let thread = std::thread::Builder::new().name("state-open".into());
     let thread = thread.spawn(move || {
-        // sled creates what it misses; a database without its files must not pass for an empty one.
-        let message = match SledBackend::open(&path, cache_bytes) {
+        let message = match open_patiently(&path, cache_bytes) {
             Ok(backend) => read_all(Box::new(backend), &out),
             Err(error) => Message::Failed(error.to_string(), is_busy(&error)),
         };
@@ -293,6 +294,20 @@ fn read_back(
     });
     thread.map_err(|error| Trouble { is_final: true, ..Trouble::new(dir, error) })?;
     listen(dir, &messages, &mut row)
+}
+
+/// Opens a database whose last user may just be leaving: the threads of a closed one give its lock
+/// back a little later.
+fn open_patiently(path: &Path, cache_bytes: u64) -> Result<SledBackend, EngineError> {
+    let until = Instant::now() + LOCK_WAIT_MAX;
+    loop {
+        match SledBackend::open(path, cache_bytes) {
+            Err(error) if is_busy(&error) && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Another process, or an earlier handle of this one, still uses the files.

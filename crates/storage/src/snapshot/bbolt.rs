@@ -234,7 +234,7 @@ fn leaf_page(number_of_page: u64, pairs: &[(&[u8], &[u8])], flags: u32) -> Vec<u
         for field in [flags, number(position), number(key.len()), number(value.len())] {
             page.extend_from_slice(&field.to_le_bytes());
         }
-        position += key.len() + value.len() - ELEMENT;
+        position = position + key.len() + value.len() - ELEMENT;
     }
     for (key, value) in pairs {
         page.extend_from_slice(key);
@@ -254,7 +254,6 @@ fn branch_page(number_of_page: u64, children: &[(Vec<u8>, u64)]) -> Vec<u8> {
         page.extend_from_slice(&number(position).to_le_bytes());
         page.extend_from_slice(&number(key.len()).to_le_bytes());
         page.extend_from_slice(&child.to_le_bytes());
-        // The position may pass below zero only if a key were shorter than its element shrinks.
         position = position + key.len() - ELEMENT;
     }
     for (key, _) in children {
