@@ -210,7 +210,7 @@ impl Memory {
             // A truncation leaves dead records between live ones: the read must not grow by them.
             let start = slots.first().map_or(slot.position, |first| first.position);
             let span = (slot.position - start) as usize + slot.payload_bytes as usize;
-            if span > 2 * bytes_max && !slots.is_empty() {
+            if span > bytes_max.saturating_mul(2) && !slots.is_empty() {
                 break;
             }
             slots.push(slot);

@@ -290,8 +290,9 @@ impl Log {
         options.validate()?;
         let recovered = recovery::recover(disk.as_ref(), &options)?;
         let spares = Spares::new(Arc::clone(&disk), options.dir.clone(), options.segment_bytes);
-        if recovered.has_spare {
-            spares.adopt().map_err(|error| LogError::io("adopt a spare in", &options.dir, error))?;
+        for path in recovered.spares {
+            let adopted = spares.adopt(path);
+            adopted.map_err(|error| LogError::io("adopt a spare in", &options.dir, error))?;
         }
         let (purged, last) = (recovered.purged, recovered.last);
         let has_vote = recovered.vote.is_some();

@@ -17,8 +17,8 @@ use super::disk::{Disk, LogFile, read_all, write_all};
 use super::memory::truncate_segments;
 use super::record::{ALIGN, Record, RecordType, Seed, decode, record_bytes};
 use super::segment::{
-    Header, SEGMENT_HEADER, SPARE_NAME, Segment, Slot, UNFINISHED_NAME, parse_segment_name,
-    segment_path,
+    Header, SEGMENT_HEADER, SPARES_MAX, Segment, Slot, UNFINISHED_NAME, parse_segment_name,
+    segment_path, spare_name,
 };
 use super::writer::{Active, create_first};
 use super::{LogError, LogOptions, SEGMENT_BYTES_MAX};
@@ -34,7 +34,7 @@ pub(super) struct Recovered {
     pub(super) purged: LogId,
     pub(super) last: LogId,
     pub(super) committed: Option<LogId>,
-    pub(super) has_spare: bool,
+    pub(super) spares: Vec<PathBuf>,
 }
 
 /// Opens the log's directory, making it and the first segment if there is nothing.
@@ -43,10 +43,11 @@ pub(super) fn recover(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered
     disk.create_dir(dir).map_err(|error| LogError::io("create", dir, error))?;
     let names = disk.list(dir).map_err(|error| LogError::io("list", dir, error))?;
     let sequences = segment_numbers(dir, &names)?;
-    let has_spare = names.iter().any(|name| name == SPARE_NAME);
+    let spares = (0..=SPARES_MAX).map(spare_name).filter(|name| names.contains(name));
+    let spares: Vec<PathBuf> = spares.map(|name| dir.join(name)).collect();
     let mut replay = Replay::default();
     let Some(&newest) = sequences.last() else {
-        if has_spare {
+        if !spares.is_empty() {
             return Err(LogError::Missing { file: segment_path(dir, 1) });
         }
         let active = create_first(options, disk)
@@ -54,7 +55,7 @@ pub(super) fn recover(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered
         let path = segment_path(dir, active.header.sequence);
         let segment = Segment::new(path, Arc::clone(&active.file), &active.header);
         replay.segments.push_back(segment);
-        return Ok(replay.into_recovered(active, false));
+        return Ok(replay.into_recovered(active, spares));
     };
     let mut tail = None;
     for &sequence in &sequences {
@@ -78,7 +79,7 @@ pub(super) fn recover(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered
         position: end.position as u64,
         ends_with_close: end.closed,
     };
-    Ok(replay.into_recovered(active, has_spare))
+    Ok(replay.into_recovered(active, spares))
 }
 
 /// Numbers of all segments in order; a gap or a file that is not ours is refused.
@@ -316,7 +317,7 @@ impl Replay {
         Ok(())
     }
 
-    fn into_recovered(self, active: Active, has_spare: bool) -> Recovered {
+    fn into_recovered(self, active: Active, spares: Vec<PathBuf>) -> Recovered {
         let last = self.last;
         Recovered {
             segments: self.segments,
@@ -325,7 +326,7 @@ impl Replay {
             purged: self.purged,
             last,
             committed: self.committed.filter(|id| id.index <= last.index),
-            has_spare,
+            spares,
         }
     }
 }

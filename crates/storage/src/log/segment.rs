@@ -16,8 +16,8 @@ pub(super) const MAGIC: [u8; 8] = *b"KELSNLOG";
 pub(super) const VERSION: u32 = 1;
 /// Bytes of the segment header; the first record follows.
 pub(super) const SEGMENT_HEADER: usize = 64;
-/// A segment that is full of zeros, or of a purged segment's stale bytes, and waits for its turn.
-pub(super) const SPARE_NAME: &str = "spare.next";
+/// Most segments that wait for their turn; further purged ones are removed.
+pub(super) const SPARES_MAX: usize = 3;
 /// A file that is still being filled; worthless after a crash.
 pub(super) const UNFINISHED_NAME: &str = "unfinished.tmp";
 
@@ -80,6 +80,12 @@ impl Header {
 /// Path of a segment: its number as 16 hexadecimal digits, so that names sort by number.
 pub(super) fn segment_path(dir: &Path, sequence: u64) -> PathBuf {
     dir.join(format!("{sequence:016x}.wal"))
+}
+
+/// Name of a segment that is full of zeros, or of a purged segment's stale bytes, and waits for its
+/// turn.
+pub(super) fn spare_name(slot: usize) -> String {
+    format!("spare-{slot}.next")
 }
 
 /// The number in a segment's file name; `None` for any other name.

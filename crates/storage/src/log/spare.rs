@@ -1,4 +1,4 @@
-//! The helper thread that keeps one segment ready ahead of the writer.
+//! The helper thread that keeps a segment ready ahead of the writer.
 //!
 //! It fills a new file with zeros, or takes a purged segment over by renaming it, so that the writer
 //! overwrites blocks that exist: then fdatasync does not wait for the file system's journal. It also
@@ -14,7 +14,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::disk::{Disk, LogFile, write_all};
-use super::segment::{SPARE_NAME, Segment, UNFINISHED_NAME};
+use super::segment::{SPARES_MAX, Segment, UNFINISHED_NAME, spare_name};
 
 /// Zeros written between two syncs: small enough that the writer's fdatasync does not queue long.
 const FILL_STEP_BYTES: usize = 1 << 20;
@@ -22,28 +22,45 @@ const FILL_STEP_BYTES: usize = 1 << 20;
 /// Pause after a failed attempt to make or remove a file (most likely the disk is full).
 const RETRY: Duration = Duration::from_millis(500);
 
+/// A file that is ready to become the next segment.
+pub(super) struct Spare {
+    /// Its name until then.
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<dyn LogFile>,
+}
+
 #[derive(Default)]
 struct State {
-    ready: Option<Arc<dyn LogFile>>,
+    /// At most [`SPARES_MAX`]. One is made if there is none; more come only from recycling, so that
+    /// a log that is purged as fast as it grows never fills a new file.
+    ready: VecDeque<Spare>,
     /// Purged segments, oldest first. Bounded by the number of segments that existed.
     retired: VecDeque<Segment>,
-    /// The writer has taken the spare and not renamed it yet: its name is not free.
-    taken: bool,
+    /// Name of a spare that the writer has taken and not renamed yet.
+    taken: Option<PathBuf>,
     failed: bool,
     stop: bool,
 }
 
 impl State {
-    fn spare_wanted(&self) -> bool {
-        self.ready.is_none() && !self.taken
+    fn has_work(&self) -> bool {
+        !self.retired.is_empty() || self.ready.is_empty()
+    }
+
+    /// A name for one more spare, if there may be one.
+    fn free_name(&self, dir: &Path) -> Option<PathBuf> {
+        if self.ready.len() >= SPARES_MAX {
+            return None;
+        }
+        // One more than the limit, for the name that the writer is about to give up.
+        let mut names = (0..=SPARES_MAX).map(|slot| dir.join(spare_name(slot)));
+        names.find(|name| {
+            self.taken.as_ref() != Some(name) && !self.ready.iter().any(|it| it.path == *name)
+        })
     }
 }
 
-fn has_work(state: &State) -> bool {
-    !state.retired.is_empty() || state.spare_wanted()
-}
-
-/// The spare segment, shared by the writer, the helper thread and callers that ask for room.
+/// The spare segments, shared by the writer, the helper thread and callers that ask for room.
 pub(super) struct Spares {
     state: Mutex<State>,
     changed: Condvar,
@@ -58,21 +75,22 @@ impl Spares {
         Spares { state, changed, disk, dir, segment_bytes }
     }
 
-    /// Takes the spare, waiting at most this long for it.
-    pub(super) fn take(&self, wait: Duration) -> Option<Arc<dyn LogFile>> {
+    /// Takes a spare, waiting at most this long for one.
+    pub(super) fn take(&self, wait: Duration) -> Option<Spare> {
         let mut state = self.state.lock();
-        if state.ready.is_none() && !wait.is_zero() {
+        if state.ready.is_empty() && !wait.is_zero() {
             self.changed.wait_for(&mut state, wait);
         }
-        let spare = state.ready.take();
-        state.taken |= spare.is_some();
-        spare
+        let spare = state.ready.pop_front()?;
+        state.taken = Some(spare.path.clone());
+        drop(state);
+        self.changed.notify_all();
+        Some(spare)
     }
 
-    /// Tells the helper that the spare has got its new name and the next one is wanted.
+    /// Tells that the spare has got its new name.
     pub(super) fn renamed(&self) {
-        self.state.lock().taken = false;
-        self.changed.notify_all();
+        self.state.lock().taken = None;
     }
 
     /// Hands over purged segments, oldest first.
@@ -86,7 +104,7 @@ impl Spares {
     /// False when no further segment could be made at the last attempt.
     pub(super) fn can_grow(&self) -> bool {
         let state = self.state.lock();
-        state.ready.is_some() || !state.failed
+        !state.ready.is_empty() || !state.failed
     }
 
     pub(super) fn stop(&self) {
@@ -98,7 +116,7 @@ impl Spares {
     pub(super) fn run(&self) {
         loop {
             let mut state = self.state.lock();
-            while !state.stop && (state.failed || !has_work(&state)) {
+            while !state.stop && (state.failed || !state.has_work()) {
                 if !state.failed {
                     self.changed.wait(&mut state);
                 } else if self.changed.wait_for(&mut state, RETRY).timed_out() {
@@ -109,20 +127,21 @@ impl Spares {
                 return;
             }
             let retired = state.retired.pop_front();
-            let spare_wanted = state.spare_wanted();
+            let name = state.free_name(&self.dir);
+            let none_ready = state.ready.is_empty();
             drop(state);
-            self.step(retired, spare_wanted);
+            self.step(retired, name, none_ready);
         }
     }
 
-    fn step(&self, retired: Option<Segment>, spare_wanted: bool) {
-        let result = match &retired {
-            Some(segment) if spare_wanted && segment.bytes == self.segment_bytes => {
-                self.recycle(segment).map(Some)
+    fn step(&self, retired: Option<Segment>, name: Option<PathBuf>, none_ready: bool) {
+        let result = match (&retired, name) {
+            (Some(segment), Some(name)) if segment.bytes == self.segment_bytes => {
+                self.recycle(segment, name).map(Some)
             }
-            Some(segment) => self.remove(segment).map(|()| None),
-            None if spare_wanted => self.make().map(Some),
-            None => Ok(None),
+            (Some(segment), _) => self.remove(segment).map(|()| None),
+            (None, Some(name)) if none_ready => self.make(name).map(Some),
+            (None, _) => Ok(None),
         };
         let mut state = self.state.lock();
         match result {
@@ -131,9 +150,7 @@ impl Spares {
                     tracing::info!("the log can make segments again");
                 }
                 state.failed = false;
-                if made.is_some() {
-                    state.ready = made;
-                }
+                state.ready.extend(made);
             }
             Err(error) => {
                 if !state.failed {
@@ -149,14 +166,14 @@ impl Spares {
         self.changed.notify_all();
     }
 
-    fn recycle(&self, segment: &Segment) -> io::Result<Arc<dyn LogFile>> {
-        match self.disk.rename(&segment.path, &self.dir.join(SPARE_NAME)) {
+    fn recycle(&self, segment: &Segment, name: PathBuf) -> io::Result<Spare> {
+        match self.disk.rename(&segment.path, &name) {
             // A second attempt, after the sync of the directory failed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => other?,
         }
         self.disk.sync_dir(&self.dir)?;
-        Ok(Arc::clone(&segment.file))
+        Ok(Spare { path: name, file: Arc::clone(&segment.file) })
     }
 
     fn remove(&self, segment: &Segment) -> io::Result<()> {
@@ -168,12 +185,12 @@ impl Spares {
         self.disk.sync_dir(&self.dir)
     }
 
-    fn make(&self) -> io::Result<Arc<dyn LogFile>> {
+    fn make(&self, name: PathBuf) -> io::Result<Spare> {
         let unfinished = self.dir.join(UNFINISHED_NAME);
         let made = fill(self.disk.as_ref(), &unfinished, self.segment_bytes).and_then(|file| {
-            self.disk.rename(&unfinished, &self.dir.join(SPARE_NAME))?;
+            self.disk.rename(&unfinished, &name)?;
             self.disk.sync_dir(&self.dir)?;
-            Ok(file)
+            Ok(Spare { path: name, file })
         });
         if made.is_err() {
             // Gives the blocks back: a full disk must not be kept full by half a spare.
@@ -182,12 +199,11 @@ impl Spares {
         made
     }
 
-    /// Takes over the spare that an earlier run left behind, if it has the right length.
-    pub(super) fn adopt(&self) -> io::Result<()> {
-        let path = self.dir.join(SPARE_NAME);
+    /// Takes over a spare that an earlier run left behind, if it has the right length.
+    pub(super) fn adopt(&self, path: PathBuf) -> io::Result<()> {
         let file = self.disk.open(&path)?;
         if file.size()? == self.segment_bytes {
-            self.state.lock().ready = Some(file);
+            self.state.lock().ready.push_back(Spare { path, file });
             return Ok(());
         }
         drop(file);

@@ -19,8 +19,9 @@ use super::disk::{LogFile, write_all};
 use super::memory::Place;
 use super::record::{RECORD_HEADER, RecordType, encode, record_bytes};
 use super::segment::{
-    Header, SEGMENT_HEADER, SPARE_NAME, Segment, Slot, UNFINISHED_NAME, segment_path,
+    Header, SEGMENT_HEADER, Segment, Slot, UNFINISHED_NAME, segment_path,
 };
+use super::spare::{Spare, fill};
 use super::{Done, Entry, LogError, LogOptions, Shared};
 
 /// One write takes no more than this, plus one record. Larger batches gain nothing, and a torn one
@@ -287,16 +288,16 @@ impl Writer {
             bytes: self.shared.options.segment_bytes,
         };
         let (head, position) = head(&header, self.vote.as_deref(), self.purged);
-        or_abort("begin", &path, write_all(spare.as_ref(), &head, 0));
+        or_abort("begin", &path, write_all(spare.file.as_ref(), &head, 0));
         // Durable before it gets its name: a segment with a bad header is always damage.
-        or_abort("fdatasync", &path, spare.sync_data());
-        or_abort("rename", &path, disk.rename(&dir.join(SPARE_NAME), &path));
+        or_abort("fdatasync", &path, spare.file.sync_data());
+        or_abort("rename", &path, disk.rename(&spare.path, &path));
         or_abort("sync the directory of", &path, disk.sync_dir(dir));
-        let segment = Segment::new(path, Arc::clone(&spare), &header);
+        let segment = Segment::new(path, Arc::clone(&spare.file), &header);
         self.shared.memory.lock().segments.push_back(segment);
         self.shared.counters.segment();
         self.shared.spares.renamed();
-        self.active = Active { file: spare, header, position, ends_with_close: false };
+        self.active = Active { file: spare.file, header, position, ends_with_close: false };
         Ok(())
     }
 
@@ -309,7 +310,7 @@ impl Writer {
 
     /// Waits until the disk has room again. Votes go on being written meanwhile, into the reserve:
     /// a member with a full disk must not stop an election. Purges too, for they make room.
-    fn wait_for_spare(&mut self) -> Result<Arc<dyn LogFile>, LogError> {
+    fn wait_for_spare(&mut self) -> Result<Spare, LogError> {
         loop {
             if let Some(spare) = self.shared.spares.take(Duration::from_millis(50)) {
                 return Ok(spare);
@@ -390,7 +391,7 @@ pub(super) fn create_first(shared: &LogOptions, disk: &dyn super::Disk) -> io::R
         bytes: shared.first_segment_bytes(),
     };
     let unfinished = shared.dir.join(UNFINISHED_NAME);
-    let file = super::spare::fill(disk, &unfinished, header.bytes)?;
+    let file = fill(disk, &unfinished, header.bytes)?;
     let (head, position) = head(&header, None, LogId::default());
     write_all(file.as_ref(), &head, 0)?;
     file.sync_data()?;
