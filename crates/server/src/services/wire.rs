@@ -129,9 +129,8 @@ mod tests {
 
     #[test]
     fn texts_of_the_transport_become_grpc_go_s() {
-        let large = Status::out_of_range(
-            "Error, decoded message length too large: found 3145728 bytes, the limit is: 2097152 bytes",
-        );
+        let text = format!("{TOO_LARGE}3145728{TOO_LARGE_LIMIT}2097152 bytes");
+        let large = Status::out_of_range(text);
         let told = replacement("/etcdserverpb.KV/Put", &in_headers(&large)).expect("rewritten");
         assert_eq!(told.code(), Code::ResourceExhausted);
         assert_eq!(told.message(), "grpc: received message larger than max (3145728 vs. 2097152)");
