@@ -18,9 +18,7 @@ use crate::types::LogId;
 use super::disk::{LogFile, write_all};
 use super::memory::Place;
 use super::record::{RECORD_HEADER, RecordType, encode, record_bytes};
-use super::segment::{
-    Header, SEGMENT_HEADER, Segment, Slot, UNFINISHED_NAME, segment_path,
-};
+use super::segment::{Header, SEGMENT_HEADER, Segment, Slot, UNFINISHED_NAME, segment_path};
 use super::spare::{Spare, fill};
 use super::{Done, Entry, LogError, LogOptions, Shared};
 
