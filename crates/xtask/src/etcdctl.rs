@@ -1,5 +1,5 @@
-//! Runs tests/clients/etcdctl/script.txt against the server under test and against real etcd, and
-//! compares what etcdctl prints. The two servers run one after the other on the same ports, so that
+//! Runs the scripts of tests/clients/etcdctl against the server under test and against real etcd,
+//! and compares what etcdctl prints. The two servers run one after the other on the same ports, so that
 //! even member and cluster ids have to agree. It never judges an answer by itself.
 
 use std::collections::BTreeMap;
@@ -44,8 +44,15 @@ struct Answer {
     stderr: String,
 }
 
-pub(crate) fn compare(server: &Path, peers: &Path, scratch: &Path) -> Result<(), String> {
-    let steps = parse()?;
+/// Compares one script, named without its extension; each run has fresh servers.
+pub(crate) fn compare(
+    script: &str,
+    server: &Path,
+    peers: &Path,
+    scratch: &Path,
+) -> Result<(), String> {
+    let steps = parse(script)?;
+    let scratch = &scratch.join(script);
     let ports = free_ports()?;
     let ours = play(&steps, server, peers, &scratch.join("ours"), ports)?;
     let theirs = play(&steps, &peers.join("etcd"), peers, &scratch.join("etcd"), ports)?;
@@ -65,9 +72,11 @@ pub(crate) fn compare(server: &Path, peers: &Path, scratch: &Path) -> Result<(),
             ));
         }
     }
-    restored(peers, scratch, "ours", ports)?;
+    if steps.iter().any(|step| step.args.iter().any(|arg| arg == "restore")) {
+        restored(peers, scratch, ports)?;
+    }
     if differences.is_empty() {
-        println!("etcdctl: {} steps agree", steps.len());
+        println!("{script}.txt: {} steps agree", steps.len());
         return Ok(());
     }
     Err(format!(
@@ -79,8 +88,8 @@ pub(crate) fn compare(server: &Path, peers: &Path, scratch: &Path) -> Result<(),
 }
 
 /// The snapshot of the server under test, restored by etcdutl, must start a real etcd.
-fn restored(peers: &Path, scratch: &Path, run: &str, ports: [u16; 2]) -> Result<(), String> {
-    let data = scratch.join(run).join("restored");
+fn restored(peers: &Path, scratch: &Path, ports: [u16; 2]) -> Result<(), String> {
+    let data = scratch.join("ours/restored");
     if !data.exists() {
         return Err("etcdutl restored nothing from the snapshot".to_string());
     }
@@ -97,8 +106,8 @@ fn restored(peers: &Path, scratch: &Path, run: &str, ports: [u16; 2]) -> Result<
     }
 }
 
-fn parse() -> Result<Vec<Step>, String> {
-    let file = root().join("tests/clients/etcdctl/script.txt");
+fn parse(script: &str) -> Result<Vec<Step>, String> {
+    let file = root().join("tests/clients/etcdctl").join(script).with_extension("txt");
     let text = fs::read_to_string(&file).map_err(|e| format!("read {}: {e}", file.display()))?;
     let mut steps: Vec<Step> = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -375,17 +384,22 @@ fn masked_number(text: &str, before: &str) -> String {
     masked
 }
 
-/// Words with a digit become #, so tables and sizes of other widths stay comparable.
+/// Words with a digit become # together with a unit behind them, and frames and blanks go, so
+/// tables and sizes of other widths stay comparable.
 fn shape(text: &str) -> String {
     let mut lines = Vec::new();
     for line in text.lines() {
         let separators = |c: char| " ,|:[]\"=".contains(c);
         let words: Vec<&str> = line
             .split(separators)
-            .filter(|word| !word.is_empty() && !word.starts_with(['-', '─', '+']))
+            .filter(|word| !word.is_empty() && !word.starts_with(['-', '─', '┌', '├', '└', '+']))
             .map(|word| if word.contains(|c: char| c.is_ascii_digit()) { "#" } else { word })
             .collect();
-        lines.push(words.join(" "));
+        let mut line = words.join(" ");
+        for unit in ["# B", "# kB", "# MB", "# GB"] {
+            line = line.replace(unit, "#");
+        }
+        lines.push(line);
     }
     lines.join("\n")
 }

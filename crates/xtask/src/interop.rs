@@ -1,5 +1,6 @@
-//! `cargo xtask interop [--bin PATH]`: real client libraries and etcdctl against one server, with a
-//! line per client and a count at the end. It knows nothing of what the server is.
+//! `cargo xtask interop [--bin PATH] [--auth]`: real client libraries and etcdctl against one server,
+//! with a line per client and a count at the end. It knows nothing of what the server is, except
+//! that users and roles have to be asked for: Kelson does not offer them (docs/COMPATIBILITY.md).
 //!
 //! Everything that a client needs is installed below target/clients from the lock files under
 //! tests/clients. A client that cannot be installed is skipped with its reason, but where CI is set
@@ -17,11 +18,18 @@ use crate::{etcdctl, peers, root};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
-    let bin = match args {
-        [] => None,
-        [flag, path] if flag == "--bin" => Some(path.as_str()),
-        _ => return Err("usage: cargo xtask interop [--bin PATH]".to_string()),
-    };
+    let (mut bin, mut scripts) = (None, vec![("etcdctl", "script")]);
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        match (arg.as_str(), rest.as_slice().first()) {
+            ("--auth", _) => scripts.push(("etcdctl auth", "auth")),
+            ("--bin", Some(path)) => {
+                bin = Some(path.as_str());
+                rest.next();
+            }
+            _ => return Err("usage: cargo xtask interop [--bin PATH] [--auth]".to_string()),
+        }
+    }
     let server_bin = server_binary(bin)?;
     let peers = peers::ensure()?;
     let scratch = tempfile::tempdir().map_err(|e| format!("make a scratch directory: {e}"))?;
@@ -39,7 +47,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         }
     }
     drop(server);
-    tally.count("etcdctl", etcdctl::compare(&server_bin, &peers, scratch.path()));
+    for (name, script) in scripts {
+        tally.count(name, etcdctl::compare(script, &server_bin, &peers, scratch.path()));
+    }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed == 0 { Ok(()) } else { Err("some clients failed".to_string()) }
 }
