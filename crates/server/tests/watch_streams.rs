@@ -54,6 +54,41 @@ async fn live_events_come_one_response_per_revision() {
     assert_silent(&mut client).await;
 }
 
+/// Events after the created response are live ones, even if they were applied before the hub has
+/// heard of the watcher.
+#[tokio::test]
+async fn what_follows_the_creation_is_live() {
+    let world = World::new(1000, Tuning::default());
+    for _ in 0..3 {
+        world.model.put("a", "past");
+    }
+    let mut client = world.client();
+    client.create(from("a", "", 3));
+    client.create(create("a", ""));
+    assert_eq!(header_revision(&client.next().await), 4);
+    assert_eq!(header_revision(&client.next().await), 4);
+    for _ in 0..3 {
+        world.model.put("a", "live");
+    }
+    let mut seen = Vec::new();
+    for _ in 0..7 {
+        let response = client.next().await;
+        let revisions: Vec<i64> = brief(&response).into_iter().map(|(_, rev)| rev).collect();
+        if revisions == [3, 4] {
+            assert_eq!((response.watch_id, header_revision(&response)), (0, 7));
+        } else {
+            assert_eq!(revisions, [header_revision(&response)]);
+        }
+        seen.push((response.watch_id, revisions));
+    }
+    seen.sort();
+    let live = |id| [5, 6, 7].map(|revision| (id, vec![revision]));
+    let mut expected = vec![(0, vec![3, 4])];
+    expected.extend(live(0));
+    expected.extend(live(1));
+    assert_eq!(seen, expected);
+}
+
 #[tokio::test]
 async fn a_failed_create_has_no_watch_id() {
     let world = World::new(1000, Tuning::default());
@@ -311,7 +346,7 @@ async fn idle_watchers_hear_of_progress() {
 async fn a_slow_stream_leaves_the_hub_and_loses_nothing() {
     for (ring_len, tuning) in [
         (10_000, Tuning { queue_len: 4, ..Tuning::default() }),
-        (3, Tuning { queue_len: 4, join_gap: 0, slice_revisions: 7, ..Tuning::default() }),
+        (3, Tuning { queue_len: 4, join_gap: 1, slice_revisions: 7, ..Tuning::default() }),
         (10_000, Tuning { queue_bytes: 10, ..Tuning::default() }),
     ] {
         let world = World::new(ring_len, tuning);

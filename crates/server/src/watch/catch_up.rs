@@ -144,6 +144,7 @@ pub(super) fn read_slice<S: Source>(
     let mut picker = Picker::new(interests);
     let mut next = changes.next.min(before);
     for revised in changes.batches.iter().filter(|revised| revised.revision < before) {
+        let revised = &without_compacted_states(revised, source.compacted());
         if picker.pick(revised, |revised, places| with_prev_kv(source, revised, places)).is_none() {
             return Slice::Compacted(source.compacted());
         }
@@ -160,6 +161,17 @@ pub(super) fn read_slice<S: Source>(
     Slice::Read { found: picker.finish(), next }
 }
 
+/// At the compaction revision itself the states before are gone, even if memory still has them: a
+/// watcher gets the same answer on every member and after every restart.
+fn without_compacted_states(revised: &Arc<Revised>, compacted: i64) -> Arc<Revised> {
+    if revised.revision > compacted {
+        return revised.clone();
+    }
+    let mut events = revised.events.clone();
+    events.iter_mut().for_each(|event| event.prev_kv = None);
+    Arc::new(Revised { revision: revised.revision, events })
+}
+
 /// Completes the events at `places` with the states before them. `None`: a compaction went beyond
 /// this revision meanwhile, so those states are gone and the watchers are overtaken. At exactly the
 /// compaction revision the event is told without the state before it.
@@ -168,6 +180,9 @@ fn with_prev_kv<S: Source>(
     revised: &Arc<Revised>,
     places: &[usize],
 ) -> Option<Arc<Revised>> {
+    if revised.revision == source.compacted() {
+        return Some(revised.clone());
+    }
     let mut events: Vec<FeedEvent> = revised.events.clone();
     let mut is_missing = false;
     for place in places {

@@ -300,7 +300,11 @@ impl<S: Source> Hub<S> {
             Request::Open { stream, queue, lane } => {
                 self.streams.insert(stream, Guest { queue, lane, ranges: IdMap::default() });
             }
-            Request::Join { stream, interests } => self.join(stream, interests),
+            Request::Join { stream, interests } => {
+                // What was applied before the watcher was created comes to it as history.
+                self.advance().await;
+                self.join(stream, interests);
+            }
             Request::Leave { stream, slot } => {
                 let guest = self.streams.get_mut(&stream);
                 if let Some(range) = guest.and_then(|guest| guest.ranges.remove(&slot)) {

@@ -358,7 +358,7 @@ mod tests {
             seed ^= seed << 17;
             seed % below
         };
-        let mut key = |draw: &mut dyn FnMut(u64) -> u64| {
+        let key = |draw: &mut dyn FnMut(u64) -> u64| {
             let len = 1 + draw(3) as usize;
             (0..len).map(|_| (b'a' + draw(4) as u8) as char).collect::<String>()
         };

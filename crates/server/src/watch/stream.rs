@@ -9,6 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
 use kelson_api::Error;
@@ -298,7 +299,7 @@ where
             self.read_history(slot);
         } else {
             self.joining.push(watcher.interest.clone());
-            self.watchers.set_place(slot, Place::Joining);
+            self.watchers.set_joining(slot, revision);
         }
     }
 
@@ -492,9 +493,20 @@ where
         for (slot, events) in found {
             let Some(watcher) = self.watchers.get(slot) else { continue };
             let prev_kv = watcher.interest.prev_kv;
-            let frames = events.iter().map(|found| found.revision.frame(found.event, prev_kv));
-            let frames = frames.collect();
-            self.send_events(slot, header, frames);
+            let history_end =
+                if watcher.place == Place::Lagging { i64::MAX } else { watcher.asked_at };
+            let live = events.partition_point(|found| found.revision.revision() <= history_end);
+            let (history, live) = events.split_at(live);
+            let frames = |events: &[Found]| -> Vec<Bytes> {
+                events.iter().map(|found| found.revision.frame(found.event, prev_kv)).collect()
+            };
+            if !history.is_empty() {
+                self.send_events(slot, header, frames(history));
+            }
+            for events in live.chunk_by(|a, b| a.revision.revision() == b.revision.revision()) {
+                let header = ResponseHeader { revision: events[0].revision.revision(), ..header };
+                self.send_events(slot, header, frames(events));
+            }
         }
         for slot in slots {
             if let Some(watcher) = self.watchers.get_mut(*slot) {
@@ -503,7 +515,7 @@ where
         }
     }
 
-    fn send_events(&mut self, slot: Slot, header: ResponseHeader, frames: Vec<bytes::Bytes>) {
+    fn send_events(&mut self, slot: Slot, header: ResponseHeader, frames: Vec<Bytes>) {
         let Some(watcher) = self.watchers.get_mut(slot) else { return };
         watcher.is_active = true;
         self.hub.stats.count_events_sent(frames.len() as u64);

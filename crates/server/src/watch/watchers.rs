@@ -67,6 +67,9 @@ pub(super) struct Watcher {
     /// The start revision that the client gave, 0 = from creation on.
     pub(super) start_revision: i64,
     pub(super) place: Place,
+    /// Store revision when it last asked to join: up to there it gets history, which may be
+    /// bundled; later events are live ones, one response per revision.
+    pub(super) asked_at: i64,
     pub(super) fragment: bool,
     pub(super) progress_notify: bool,
     /// Something was sent since the last tick of the progress timer.
@@ -141,6 +144,7 @@ impl Watchers {
             interest: Interest { slot, range, filter, prev_kv: request.prev_kv, next },
             start_revision: request.start_revision,
             place: Place::Joining,
+            asked_at: revision,
             fragment: request.fragment,
             progress_notify: request.progress_notify,
             is_active: false,
@@ -195,6 +199,14 @@ impl Watchers {
             self.lagging -= usize::from(watcher.place == Place::Lagging);
             self.lagging += usize::from(place == Place::Lagging);
             watcher.place = place;
+        }
+    }
+
+    /// Moves a watcher among those that ask to join, at this store revision.
+    pub(super) fn set_joining(&mut self, slot: Slot, revision: i64) {
+        self.set_place(slot, Place::Joining);
+        if let Some(watcher) = self.by_slot.get_mut(&slot) {
+            watcher.asked_at = revision;
         }
     }
 

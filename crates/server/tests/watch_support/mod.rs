@@ -28,34 +28,34 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 /// How long a test waits for something that must come.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Small numbers that look random and are the same for the same seed.
-pub struct Draw(u64);
+pub(crate) struct Draw(u64);
 
 impl Draw {
-    pub fn new(seed: u64) -> Draw {
+    pub(crate) fn new(seed: u64) -> Draw {
         Draw(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         ((self.0 >> 11) % bound as u64) as usize
     }
 
-    pub fn one_in(&mut self, bound: usize) -> bool {
+    pub(crate) fn one_in(&mut self, bound: usize) -> bool {
         self.below(bound) == 0
     }
 }
 
 /// One change of a revision: a put of a value, or a delete.
-pub type Change<'a> = (&'a str, Option<&'a str>);
+pub(crate) type Change<'a> = (&'a str, Option<&'a str>);
 
 /// The model of the store. Its first revision with events is 2, as in an etcd that was just made.
 #[derive(Clone)]
-pub struct Model {
+pub(crate) struct Model {
     inner: Arc<Mutex<Inner>>,
     moved: Arc<watch::Sender<i64>>,
     /// Revisions that the feed remembers.
@@ -75,7 +75,7 @@ struct Inner {
 }
 
 impl Model {
-    pub fn new(ring_len: usize) -> Model {
+    pub(crate) fn new(ring_len: usize) -> Model {
         let inner = Inner {
             history: Vec::new(),
             live: BTreeMap::new(),
@@ -90,7 +90,7 @@ impl Model {
 
     /// Applies changes as one revision and returns its number. Deletes of absent keys are no
     /// events; without any event there is no revision.
-    pub fn apply(&self, changes: &[Change<'_>]) -> i64 {
+    pub(crate) fn apply(&self, changes: &[Change<'_>]) -> i64 {
         let mut inner = self.inner.lock();
         let revision = inner.history.len() as i64 + 2;
         let mut events = Vec::new();
@@ -121,33 +121,33 @@ impl Model {
         revision
     }
 
-    pub fn put(&self, key: &str, value: &str) -> i64 {
+    pub(crate) fn put(&self, key: &str, value: &str) -> i64 {
         self.apply(&[(key, Some(value))])
     }
 
-    pub fn compact(&self, revision: i64) {
+    pub(crate) fn compact(&self, revision: i64) {
         let mut inner = self.inner.lock();
         inner.compacted = inner.compacted.max(revision);
     }
 
     /// Makes the feed forget all it has, as the install of a snapshot does.
-    pub fn restart_feed(&self) {
+    pub(crate) fn restart_feed(&self) {
         let mut inner = self.inner.lock();
         inner.ring_from = inner.history.len() as i64 + 2;
     }
 
     /// Makes the feed lose a revision, once.
-    pub fn punch_hole(&self) {
+    pub(crate) fn punch_hole(&self) {
         self.inner.lock().has_hole = true;
     }
 
     /// Lets a compaction happen just after the next read of history.
-    pub fn compact_after_read(&self, revision: i64) {
+    pub(crate) fn compact_after_read(&self, revision: i64) {
         self.inner.lock().compact_after_read = Some(revision);
     }
 
     /// All events that a watcher should see from revision `from` on.
-    pub fn expected(&self, request: &WatchCreateRequest, from: i64) -> Vec<Event> {
+    pub(crate) fn expected(&self, request: &WatchCreateRequest, from: i64) -> Vec<Event> {
         let inner = self.inner.lock();
         let later = inner.history.iter().filter(|revised| revised.revision >= from);
         let events = later.flat_map(|revised| &revised.events);
@@ -255,15 +255,15 @@ impl Source for Model {
 }
 
 /// The hub under test with its model, and how streams are made.
-pub struct World {
-    pub model: Model,
-    pub hub: HubHandle,
-    pub options: StreamOptions,
-    pub task: tokio::task::JoinHandle<()>,
+pub(crate) struct World {
+    pub(crate) model: Model,
+    pub(crate) hub: HubHandle,
+    pub(crate) options: StreamOptions,
+    pub(crate) task: tokio::task::JoinHandle<()>,
 }
 
 impl World {
-    pub fn new(ring_len: usize, tuning: Tuning) -> World {
+    pub(crate) fn new(ring_len: usize, tuning: Tuning) -> World {
         let model = Model::new(ring_len);
         let (hub, handle) = Hub::new(model.clone(), tuning);
         let options =
@@ -271,11 +271,11 @@ impl World {
         World { model, hub: handle, options, task: tokio::spawn(hub.run()) }
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         self.client_that_ends(futures::future::pending().boxed())
     }
 
-    pub fn client_that_ends(&self, ends: Ends) -> Client {
+    pub(crate) fn client_that_ends(&self, ends: Ends) -> Client {
         let (requests, receiver) = mpsc::channel(10_000);
         let stream = WatchStream::new(
             self.model.clone(),
@@ -289,7 +289,7 @@ impl World {
 }
 
 /// One stream, seen from the client.
-pub struct Client {
+pub(crate) struct Client {
     requests: Option<mpsc::Sender<Result<WatchRequest, Status>>>,
     responses: Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>,
 }
@@ -299,37 +299,37 @@ impl Client {
         self.send_raw(Ok(WatchRequest { request_union: Some(union) }));
     }
 
-    pub fn send_raw(&self, request: Result<WatchRequest, Status>) {
+    pub(crate) fn send_raw(&self, request: Result<WatchRequest, Status>) {
         let requests = self.requests.as_ref().expect("the client has not half-closed");
         requests.try_send(request).expect("tests send few requests");
     }
 
-    pub fn create(&self, request: WatchCreateRequest) {
+    pub(crate) fn create(&self, request: WatchCreateRequest) {
         self.send(RequestUnion::CreateRequest(request));
     }
 
-    pub fn cancel(&self, watch_id: i64) {
+    pub(crate) fn cancel(&self, watch_id: i64) {
         self.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id }));
     }
 
-    pub fn ask_progress(&self) {
+    pub(crate) fn ask_progress(&self) {
         self.send(RequestUnion::ProgressRequest(WatchProgressRequest {}));
     }
 
     /// Ends the client's side of the stream.
-    pub fn half_close(&mut self) {
+    pub(crate) fn half_close(&mut self) {
         self.requests = None;
     }
 
     /// The next response, decoded from its wire bytes.
-    pub async fn next(&mut self) -> WatchResponse {
+    pub(crate) async fn next(&mut self) -> WatchResponse {
         let response = tokio::time::timeout(DEADLINE, self.responses.next()).await;
         let response = response.expect("a response within the deadline");
         decode(response.expect("an open stream").expect("no error"))
     }
 
     /// How the stream ends; responses before that are an error of the test.
-    pub async fn ending(&mut self) -> Result<(), Status> {
+    pub(crate) async fn ending(&mut self) -> Result<(), Status> {
         let response = tokio::time::timeout(DEADLINE, self.responses.next()).await;
         match response.expect("an end within the deadline") {
             None => Ok(()),
@@ -342,13 +342,13 @@ impl Client {
     }
 
     /// A response if one is there right now.
-    pub fn poll(&mut self) -> Option<WatchResponse> {
+    pub(crate) fn poll(&mut self) -> Option<WatchResponse> {
         let response = self.responses.next().now_or_never()?;
         Some(decode(response.expect("an open stream").expect("no error")))
     }
 
     /// Asks for progress until the answer is `revision`, and returns all that came before it.
-    pub async fn until_progress(&mut self, revision: i64) -> Vec<WatchResponse> {
+    pub(crate) async fn until_progress(&mut self, revision: i64) -> Vec<WatchResponse> {
         let mut before = Vec::new();
         let started = tokio::time::Instant::now();
         loop {
@@ -376,7 +376,7 @@ fn decode(response: Response) -> WatchResponse {
 }
 
 /// What a client takes for a progress notice.
-pub fn is_progress(response: &WatchResponse) -> bool {
+pub(crate) fn is_progress(response: &WatchResponse) -> bool {
     response.events.is_empty()
         && !response.created
         && !response.canceled
@@ -384,12 +384,12 @@ pub fn is_progress(response: &WatchResponse) -> bool {
         && header_revision(response) != 0
 }
 
-pub fn header_revision(response: &WatchResponse) -> i64 {
+pub(crate) fn header_revision(response: &WatchResponse) -> i64 {
     response.header.as_ref().expect("a header").revision
 }
 
 /// A create request for a range.
-pub fn create(key: &str, range_end: &str) -> WatchCreateRequest {
+pub(crate) fn create(key: &str, range_end: &str) -> WatchCreateRequest {
     WatchCreateRequest {
         key: Bytes::copy_from_slice(key.as_bytes()),
         range_end: Bytes::copy_from_slice(range_end.as_bytes()),
@@ -398,7 +398,7 @@ pub fn create(key: &str, range_end: &str) -> WatchCreateRequest {
 }
 
 /// Keys and revisions of the events of a response.
-pub fn brief(response: &WatchResponse) -> Vec<(String, i64)> {
+pub(crate) fn brief(response: &WatchResponse) -> Vec<(String, i64)> {
     let kvs = response.events.iter().map(|event| event.kv.as_ref().expect("a key-value"));
     kvs.map(|kv| (String::from_utf8_lossy(&kv.key).into_owned(), kv.mod_revision)).collect()
 }
