@@ -49,6 +49,7 @@ struct Inner {
     guard: Mutex<Option<JoinHandle<()>>>,
     election: Duration,
     member_id: u64,
+    storage_uuid: [u8; 16],
     /// Holds the lock of the directory, together with the guard.
     data_dir: Mutex<Option<Arc<DataDir>>>,
 }
@@ -142,6 +143,12 @@ impl Node {
     /// [`Node::status`] for fresh ones.
     pub fn watch_status(&self) -> watch::Receiver<Status> {
         self.inner.status.clone()
+    }
+
+    /// Random name of the data directory, made with it. Published with the member's name, it lets
+    /// others notice a member that comes back with an emptied directory.
+    pub fn storage_uuid(&self) -> [u8; 16] {
+        self.inner.storage_uuid
     }
 
     /// The state of this member.
@@ -250,6 +257,7 @@ impl Inner {
                 }
             };
         let stopping = Arc::new(AtomicBool::new(false));
+        let storage_uuid = data_dir.storage_uuid();
         let data_dir = Arc::new(data_dir);
         let guard = tokio::spawn(guard(raft.clone(), stopping.clone(), data_dir.clone()));
 
@@ -280,6 +288,7 @@ impl Inner {
             guard: Mutex::new(Some(guard)),
             election: config.election,
             member_id,
+            storage_uuid,
             data_dir: Mutex::new(Some(data_dir)),
         })
     }
@@ -430,6 +439,45 @@ mod tests {
         let other = node.clone();
         node.shutdown().await;
         assert_eq!(other.read_barrier().await, Err(Error::Stopped));
+    }
+
+    /// Tells the child process of the test below where to run.
+    const ABORTING: &str = "KELSON_TEST_ABORTING";
+
+    /// Consensus that ends by itself takes the process with it: seen from outside, in a child.
+    #[test]
+    fn the_process_ends_with_consensus() {
+        use std::os::unix::process::ExitStatusExt;
+        if let Ok(dir) = std::env::var(ABORTING) {
+            return end_consensus(dir.as_ref());
+        }
+        let dir = tempfile::tempdir().expect("make a directory");
+        let program = std::env::current_exe().expect("a test knows its program");
+        let child = std::process::Command::new(program)
+            .args(["--exact", "node::tests::the_process_ends_with_consensus"])
+            .env(ABORTING, dir.path())
+            .output()
+            .expect("run the child");
+        assert_eq!(child.status.signal(), Some(6), "not aborted: {child:?}");
+        // What was acknowledged before is there.
+        let runtime = tokio::runtime::Runtime::new().expect("make a runtime");
+        runtime.block_on(async {
+            let config = NodeConfig::with_defaults(dir.path());
+            let (node, reader) = Node::start(config).await.expect("restart");
+            assert_eq!(reader.revision(), 2);
+            node.shutdown().await;
+        });
+    }
+
+    fn end_consensus(dir: &std::path::Path) {
+        let runtime = tokio::runtime::Runtime::new().expect("make a runtime");
+        runtime.block_on(async {
+            let (node, _) = Node::start(NodeConfig::with_defaults(dir)).await.expect("start");
+            let put = PutRequest { key: "key".into(), ..PutRequest::default() };
+            node.propose(Op::Put(put)).await.expect("proposed").result.expect("a put");
+            node.inner.raft.shutdown().await.expect("consensus ends");
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        });
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
