@@ -14,6 +14,7 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::ServiceExt;
 
+use crate::config::show_duration;
 use crate::metrics::Metrics;
 use crate::metrics::grpc::{CANCELED, CODES, MethodMetrics};
 use crate::shutdown::{RequestGuard, Shutdown};
@@ -29,13 +30,21 @@ pub struct GrpcService {
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
     client_versions: Arc<parking_lot::Mutex<Vec<String>>>,
+    /// Unary calls that take longer are logged.
+    slow: Duration,
 }
 
 impl GrpcService {
-    /// Puts the counters around `routes`.
+    /// Puts the counters around `routes`; unary calls over `slow` are logged.
     #[must_use]
-    pub fn new(routes: Routes, metrics: Arc<Metrics>, shutdown: Shutdown) -> Self {
-        Self { routes: routes.prepare(), metrics, shutdown, client_versions: Arc::default() }
+    pub fn new(
+        routes: Routes,
+        metrics: Arc<Metrics>,
+        shutdown: Shutdown,
+        slow: Duration,
+    ) -> Self {
+        let routes = routes.prepare();
+        Self { routes, metrics, shutdown, client_versions: Arc::default(), slow }
     }
 
     /// Whether a request is gRPC rather than plain HTTP.
@@ -53,7 +62,7 @@ impl GrpcService {
     /// and counts the call as canceled.
     pub async fn call(&self, request: Request<Incoming>) -> Response<tonic::body::Body> {
         let path = request.uri().path().to_owned();
-        let Some(call) = Call::start(&self.metrics, &path, &self.shutdown) else {
+        let Some(call) = Call::start(&self.metrics, &path, &self.shutdown, self.slow) else {
             // No method of ours: the services' own fallback says so, and nothing is counted.
             let answer = self.routes.clone().oneshot(request.map(tonic::body::Body::new)).await;
             return answer.unwrap_or_else(|never| match never {});
@@ -138,13 +147,19 @@ struct Call {
     metrics: Arc<Metrics>,
     path: String,
     started: Instant,
+    slow: Duration,
     is_finished: bool,
     /// Unary calls hold up a graceful end.
     _guard: Option<RequestGuard>,
 }
 
 impl Call {
-    fn start(metrics: &Arc<Metrics>, path: &str, shutdown: &Shutdown) -> Option<Self> {
+    fn start(
+        metrics: &Arc<Metrics>,
+        path: &str,
+        shutdown: &Shutdown,
+        slow: Duration,
+    ) -> Option<Self> {
         let method = metrics.grpc.method(path)?;
         method.started.inc();
         let guard = (method.kind == "unary").then(|| shutdown.request());
@@ -152,6 +167,7 @@ impl Call {
             metrics: Arc::clone(metrics),
             path: path.to_owned(),
             started: Instant::now(),
+            slow,
             is_finished: false,
             _guard: guard,
         })
@@ -169,6 +185,15 @@ impl Call {
         method.handled[code].inc();
         if let Some(handling) = &method.handling {
             handling.observe(self.started.elapsed().as_secs_f64());
+        }
+        let took = self.started.elapsed();
+        if method.kind == "unary" && took > self.slow && !self.slow.is_zero() {
+            tracing::warn!(
+                method = self.path,
+                code = CODES[code],
+                "time spent" = show_duration(took),
+                "request stats"
+            );
         }
     }
 }
@@ -342,16 +367,16 @@ mod tests {
     #[test]
     fn a_dropped_call_is_counted_as_canceled_once() {
         let metrics = Arc::new(Metrics::new(false));
-        let shutdown = Shutdown::default();
+        let (shutdown, slow) = (Shutdown::default(), Duration::from_secs(60));
         let path = "/etcdserverpb.Watch/Watch";
-        drop(Call::start(&metrics, path, &shutdown).expect("a known path"));
-        let mut call = Call::start(&metrics, path, &shutdown).expect("a known path");
+        drop(Call::start(&metrics, path, &shutdown, slow).expect("a known path"));
+        let mut call = Call::start(&metrics, path, &shutdown, slow).expect("a known path");
         call.finish(0);
         drop(call);
         let method = metrics.grpc.method(path).expect("a known path");
         assert_eq!(method.started.get(), 2);
         assert_eq!(method.handled[CANCELED].get(), 1);
         assert_eq!(method.handled[0].get(), 1);
-        assert!(Call::start(&metrics, "/x/Y", &shutdown).is_none());
+        assert!(Call::start(&metrics, "/x/Y", &shutdown, slow).is_none());
     }
 }

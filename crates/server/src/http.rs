@@ -105,6 +105,31 @@ impl HttpService {
     }
 }
 
+/// A member as the peer port shows it; fields in etcd's order.
+#[derive(serde::Serialize)]
+struct MemberRow {
+    id: u64,
+    #[serde(rename = "peerURLs")]
+    peer_urls: Vec<String>,
+    #[serde(rename = "isLearner", skip_serializing_if = "std::ops::Not::not")]
+    is_learner: bool,
+    name: String,
+    #[serde(rename = "clientURLs")]
+    client_urls: Vec<String>,
+}
+
+impl From<kelson_api::etcdserverpb::Member> for MemberRow {
+    fn from(member: kelson_api::etcdserverpb::Member) -> Self {
+        Self {
+            id: member.id,
+            peer_urls: member.peer_ur_ls,
+            is_learner: member.is_learner,
+            name: member.name,
+            client_urls: member.client_ur_ls,
+        }
+    }
+}
+
 impl Shared {
     fn version(&self, method: &Method) -> HttpResponse {
         if method != Method::GET {
@@ -128,20 +153,9 @@ impl Shared {
         let Some(app) = self.app.get() else {
             return error(StatusCode::SERVICE_UNAVAILABLE, "the member is starting");
         };
-        let member = |member: kelson_api::etcdserverpb::Member| {
-            let mut row = json!({
-                "id": member.id,
-                "peerURLs": member.peer_ur_ls,
-                "name": member.name,
-                "clientURLs": member.client_ur_ls,
-            });
-            if member.is_learner {
-                row["isLearner"] = json!(true);
-            }
-            row
-        };
-        let members: Vec<_> = app.reader.members().into_iter().map(member).collect();
-        let mut response = with_type("application/json", format!("{}\n", json!(members)));
+        let members: Vec<_> = app.reader.members().into_iter().map(MemberRow::from).collect();
+        let text = serde_json::to_string(&members).expect("numbers and texts always serialize");
+        let mut response = with_type("application/json", format!("{text}\n"));
         let cluster = format!("{:x}", app.node.status().cluster_id);
         if let Ok(value) = HeaderValue::from_str(&cluster) {
             response.headers_mut().insert(HeaderName::from_static("x-etcd-cluster-id"), value);
@@ -153,7 +167,9 @@ impl Shared {
         if method != Method::GET && method != Method::HEAD {
             return method_not_allowed();
         }
-        let text = self.metrics.render(sources::collect(self.app.get(), &self.gates));
+        // Sources first: some of them move metrics of the registry.
+        let found = sources::collect(self.app.get(), &self.gates);
+        let text = self.metrics.render(found);
         with_type("text/plain; version=0.0.4; charset=utf-8", text)
     }
 

@@ -39,15 +39,21 @@ fn refuse(failure: &Failure) -> ExitCode {
     ExitCode::from(failure.exit_code())
 }
 
+/// Logs a notice; field names of log lines must be known when this is compiled.
 fn tell(notice: &Notice) {
-    match (notice.is_warning, notice.field) {
-        (true, "") => tracing::warn!("{}", notice.message),
-        (false, "") => tracing::info!("{}", notice.message),
-        (true, field) => tracing::warn!(setting = field, value = notice.value, "{}", notice.message),
-        (false, field) => {
-            tracing::info!(setting = field, value = notice.value, "{}", notice.message);
-        }
+    macro_rules! tell {
+        ($($name:literal)|*) => {
+            match (notice.is_warning, notice.field) {
+                $(
+                    (true, $name) => tracing::warn!($name = notice.value, "{}", notice.message),
+                    (false, $name) => tracing::info!($name = notice.value, "{}", notice.message),
+                )*
+                (true, _) => tracing::warn!("{}", notice.message),
+                (false, _) => tracing::info!("{}", notice.message),
+            }
+        };
     }
+    tell!("flag" | "environment-variable" | "feature-gate" | "key" | "path");
 }
 
 fn run(Loaded { config, notices }: Loaded) -> ExitCode {

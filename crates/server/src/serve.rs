@@ -261,7 +261,9 @@ impl Server {
         };
         let housekeeping = housekeeping::start(&app);
         let routes = services::routes(&app, housekeeping.lessor());
-        let grpc = GrpcService::new(routes, Arc::clone(&self.metrics), self.shutdown.clone());
+        let slow = app.limits.warning_unary_request_duration;
+        let metrics = Arc::clone(&self.metrics);
+        let grpc = GrpcService::new(routes, metrics, self.shutdown.clone(), slow);
         // A server starts one member, so this is the first and only value.
         let _is_first = self.app.set(app.clone());
         self.grpc.send_replace(Some(grpc));

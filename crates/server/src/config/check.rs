@@ -197,9 +197,6 @@ fn check_unsupported(config: &Config) -> Result<(), String> {
         return Err("--discovery-srv is not supported yet; list the members in --initial-cluster"
             .to_owned());
     }
-    if config.force_new_cluster {
-        return Err("--force-new-cluster is not supported yet".to_owned());
-    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 
 use serde_yaml_ng::Value as Yaml;
 
-use super::source::{Failure, Notice, SetError, Settings, file_text};
+use super::source::{Failure, Notice, SetError, Settings, file_text, is_known};
 
 /// The nested blocks: key, and what to put before (peer) or instead of (others) an inner key.
 const BLOCKS: [(&str, &str); 4] = [
@@ -65,16 +65,17 @@ fn flag_name(block: &str, prefix: &str, key: &str) -> String {
 }
 
 fn take(name: &str, value: &Yaml, settings: &mut Settings) -> Result<(), String> {
+    if !is_known(name) {
+        settings.notices.push(Notice::unknown_key(name));
+        return Ok(());
+    }
     let Some(text) = scalar_or_list(value).map_err(|error| format!("{name}: {error}"))? else {
         return Ok(());
     };
     let text = file_text(name, text);
     match settings.set(name, &text) {
         Ok(()) => Ok(()),
-        Err(SetError::Unknown) => {
-            settings.notices.push(Notice::unknown_key(name));
-            Ok(())
-        }
+        Err(SetError::Unknown) => Err(format!("unknown key {name}")),
         Err(SetError::Value(error)) => Err(format!("invalid value \"{text}\" for {name}: {error}")),
         Err(SetError::Conflict(error)) => Err(error),
     }

@@ -109,7 +109,7 @@ pub static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
         flag!("bootstrap-defrag-threshold-megabytes", bootstrap_defrag_threshold_megabytes, Never("the store reuses its free space while it runs"), "Defragment at start if that frees so much; 0 means never."),
         flag!("max-learners", max_learners, Full, "Most learners in the cluster."),
         flag!("unsafe-no-fsync", unsafe_no_fsync, Full, "Do not sync files: unsafe, loses data at power loss."),
-        flag!("force-new-cluster", force_new_cluster, Later("a cluster of one member cannot be forced from old data yet"), "Make a one-member cluster of the data."),
+        flag!("force-new-cluster", force_new_cluster, Later("clusters have one member so far, which is what it would make"), "Make a one-member cluster of the data."),
         flag!("v2-deprecation", v2_deprecation, Never("the v2 store does not exist here"), "Phase of v2's removal."),
         flag!("feature-gates", feature_gates, Full, "Feature gates, as A=true,B=false."),
         flag!("config-file", config_file, Full, "Read all settings from this YAML file; other flags and ETCD_* are ignored."),
@@ -154,7 +154,7 @@ fn cluster_flags() -> Vec<Flag> {
         flag!("corrupt-check-time", corrupt_check_time, Later("members do not compare hashes yet"), "Time between comparisons of the members' data; 0 means never."),
         flag!("compact-hash-check-time", compact_hash_check_time, Later("members do not compare hashes yet"), "Time between comparisons of compaction hashes."),
         flag!("downgrade-check-time", downgrade_check_time, Later("downgrades are not offered yet"), "Time between checks of a downgrade."),
-        flag!("warning-apply-duration", warning_apply_duration, Full, "Log applies that take longer."),
+        flag!("warning-apply-duration", warning_apply_duration, Later("applying an entry is not timed by itself yet"), "Log applies that take longer."),
         flag!("warning-unary-request-duration", warning_unary_request_duration, Full, "Log unary requests that take longer."),
     ]
 }

@@ -7,7 +7,7 @@ use super::value::{Kind, Value};
 
 /// How settled a feature is; `AllAlpha` and `AllBeta` switch whole stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub(super) enum Stage {
     /// Off unless asked for.
     Alpha,
     /// On unless refused.
@@ -15,7 +15,7 @@ pub enum Stage {
 }
 
 /// One gate and what asking for something else than its default means here.
-pub struct Gate {
+pub(super) struct Gate {
     /// Name as etcd spells it.
     pub name: &'static str,
     /// Stage.
@@ -36,7 +36,7 @@ const fn gate(
 }
 
 /// All gates, in the order of etcd's list.
-pub const GATES: &[Gate] = &[
+pub(super) const GATES: &[Gate] = &[
     gate(
         "StopGRPCServiceOnDefrag",
         Stage::Alpha,

@@ -383,6 +383,11 @@ fn kind_of(name: &str) -> Option<Kind> {
     })
 }
 
+/// Whether any flag, current or old, has this name.
+pub(super) fn is_known(name: &str) -> bool {
+    kind_of(name).is_some()
+}
+
 /// Text of a config file's scalar for the flag of this name: whole numbers are nanoseconds where
 /// a duration is meant.
 pub(super) fn file_text(name: &str, text: String) -> String {

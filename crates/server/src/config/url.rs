@@ -119,7 +119,7 @@ fn split_host_port(text: &str) -> Option<(&str, &str)> {
 /// Whether two lists name the same endpoints: by text, else after resolving host names, as one
 /// side is often written with names and the other with addresses.
 #[must_use]
-pub fn same_endpoints(left: &[Url], right: &[Url]) -> bool {
+pub(super) fn same_endpoints(left: &[Url], right: &[Url]) -> bool {
     if left.len() != right.len() {
         return false;
     }

@@ -9,7 +9,7 @@ pub mod sources;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
 };
 
@@ -19,16 +19,6 @@ pub struct Metrics {
     /// Counters of gRPC calls by method and code, kept by the layer around all services.
     pub grpc: grpc::GrpcMetrics,
 
-    /// `etcd_server_proposals_pending`: proposals asked for and not yet answered.
-    pub server_proposals_pending: IntGauge,
-    /// `etcd_server_proposals_failed_total`: proposals that got no outcome (timeout, no leader).
-    pub server_proposals_failed: IntCounter,
-    /// `etcd_server_slow_apply_total`: applies over `--warning-apply-duration`.
-    pub server_slow_apply: IntCounter,
-    /// `etcd_server_slow_read_indexes_total`: read barriers that took more than half the timeout.
-    pub server_slow_read_indexes: IntCounter,
-    /// `etcd_server_read_indexes_failed_total`: read barriers that failed.
-    pub server_read_indexes_failed: IntCounter,
     /// `etcd_server_health_success`: answered `/health` calls that said true.
     pub server_health_success: IntCounter,
     /// `etcd_server_health_failures`: answered `/health` calls that said false.
@@ -39,21 +29,11 @@ pub struct Metrics {
     pub server_healthchecks: IntCounterVec,
     /// `etcd_server_client_requests_total{type,client_api_version}`.
     pub server_client_requests: IntCounterVec,
-    /// `etcd_server_range_duration_seconds{success}`: time inside the store for one range.
-    pub server_range_duration: HistogramVec,
-    /// `etcd_server_request_duration_seconds{type,success}`: whole requests, as `Range`, `Put` ...
-    pub server_request_duration: HistogramVec,
-    /// `etcd_server_learner_promote_successes`.
-    pub server_learner_promote_successes: IntCounter,
-    /// `etcd_server_learner_promote_failures{Reason}`.
-    pub server_learner_promote_failures: IntCounterVec,
 
     /// `etcd_network_client_grpc_received_bytes_total`: request bytes of all gRPC calls.
     pub network_client_grpc_received_bytes: IntCounter,
     /// `etcd_network_client_grpc_sent_bytes_total`: response bytes of all gRPC calls.
     pub network_client_grpc_sent_bytes: IntCounter,
-    /// `etcd_network_server_stream_failures_total{Type,API}`: streams that broke on our side.
-    pub network_server_stream_failures: IntCounterVec,
 
     /// `etcd_mvcc_hash_duration_seconds`: Maintenance.Hash.
     pub mvcc_hash_duration: Histogram,
@@ -64,6 +44,8 @@ pub struct Metrics {
     pub disk_backend_defrag_duration: Histogram,
     /// `etcd_disk_backend_snapshot_duration_seconds`: Maintenance.Snapshot, first byte to last.
     pub disk_backend_snapshot_duration: Histogram,
+    /// `etcd_disk_backend_commit_duration_seconds`: checkpoints of the store.
+    pub disk_backend_commit_duration: Histogram,
     /// `etcd_disk_defrag_inflight`.
     pub disk_defrag_inflight: IntGauge,
 
@@ -99,26 +81,6 @@ impl Metrics {
         let made = Maker { registry: &registry };
         Self {
             grpc: grpc::GrpcMetrics::new(&registry, extensive),
-            server_proposals_pending: made.gauge(
-                "etcd_server_proposals_pending",
-                "The current number of pending proposals to commit.",
-            ),
-            server_proposals_failed: made.counter(
-                "etcd_server_proposals_failed_total",
-                "The total number of failed proposals seen.",
-            ),
-            server_slow_apply: made.counter(
-                "etcd_server_slow_apply_total",
-                "The total number of slow apply requests.",
-            ),
-            server_slow_read_indexes: made.counter(
-                "etcd_server_slow_read_indexes_total",
-                "The total number of slow read barriers.",
-            ),
-            server_read_indexes_failed: made.counter(
-                "etcd_server_read_indexes_failed_total",
-                "The total number of failed read barriers.",
-            ),
             server_health_success: made
                 .counter("etcd_server_health_success", "The number of successful health checks."),
             server_health_failures: made
@@ -138,27 +100,6 @@ impl Metrics {
                 "The number of client requests by kind and client API version.",
                 &["type", "client_api_version"],
             ),
-            server_range_duration: made.histograms(
-                "etcd_server_range_duration_seconds",
-                "Time of a range inside the store.",
-                &["success"],
-                (0.0001, 20),
-            ),
-            server_request_duration: made.histograms(
-                "etcd_server_request_duration_seconds",
-                "Time of a whole request by kind.",
-                &["type", "success"],
-                (0.001, 14),
-            ),
-            server_learner_promote_successes: made.counter(
-                "etcd_server_learner_promote_successes",
-                "The number of learners promoted while this member led.",
-            ),
-            server_learner_promote_failures: made.counters(
-                "etcd_server_learner_promote_failures",
-                "The number of failed promotions while this member led.",
-                &["Reason"],
-            ),
             network_client_grpc_received_bytes: made.counter(
                 "etcd_network_client_grpc_received_bytes_total",
                 "The number of bytes received from gRPC clients.",
@@ -166,11 +107,6 @@ impl Metrics {
             network_client_grpc_sent_bytes: made.counter(
                 "etcd_network_client_grpc_sent_bytes_total",
                 "The number of bytes sent to gRPC clients.",
-            ),
-            network_server_stream_failures: made.counters(
-                "etcd_network_server_stream_failures_total",
-                "The number of streams that failed on this member.",
-                &["Type", "API"],
             ),
             mvcc_hash_duration: made.histogram(
                 "etcd_mvcc_hash_duration_seconds",
@@ -191,6 +127,11 @@ impl Metrics {
                 "etcd_disk_backend_snapshot_duration_seconds",
                 "Time of a snapshot sent to a client.",
                 (0.01, 17),
+            ),
+            disk_backend_commit_duration: made.histogram(
+                "etcd_disk_backend_commit_duration_seconds",
+                "The latency distributions of commit called by backend.",
+                (0.001, 14),
             ),
             disk_defrag_inflight: made.gauge(
                 "etcd_disk_defrag_inflight",
@@ -279,17 +220,5 @@ impl Maker<'_> {
     fn histogram(&self, name: &str, help: &str, (first, count): (f64, usize)) -> Histogram {
         let buckets = exponential_buckets(first, 2.0, count).expect("first > 0 and count > 0");
         self.keep(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
-    }
-
-    fn histograms(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-        (first, count): (f64, usize),
-    ) -> HistogramVec {
-        let buckets = exponential_buckets(first, 2.0, count).expect("first > 0 and count > 0");
-        let options = HistogramOpts::new(name, help).buckets(buckets);
-        self.keep(HistogramVec::new(options, labels))
     }
 }

@@ -84,6 +84,32 @@ fn consensus(families: &mut Families, app: &App) {
         "The total number of consensus proposals applied.",
         status.applied_index as f64,
     );
+    let counted = app.node.counters();
+    families.gauge(
+        "etcd_server_proposals_pending",
+        "The current number of pending proposals to commit.",
+        counted.proposals_pending as f64,
+    );
+    let counters = [
+        (
+            "etcd_server_proposals_failed_total",
+            "The total number of failed proposals seen.",
+            counted.proposals_failed,
+        ),
+        (
+            "etcd_server_read_indexes_failed_total",
+            "The total number of failed read indexes seen.",
+            counted.reads_failed,
+        ),
+        (
+            "etcd_server_slow_read_indexes_total",
+            "The total number of pending read indexes not in sync with leader's or timed out.",
+            counted.reads_slow,
+        ),
+    ];
+    for (name, help, value) in counters {
+        families.counter(name, help, value);
+    }
     families.labeled(
         "etcd_server_id",
         "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID.",
@@ -114,6 +140,9 @@ fn consensus(families: &mut Families, app: &App) {
 
 fn store(families: &mut Families, app: &App) {
     let (reader, sizes) = (&app.reader, app.reader.sizes());
+    for took in reader.take_checkpoints() {
+        app.metrics.disk_backend_commit_duration.observe(took.as_secs_f64());
+    }
     let quota = app.limits.quota_backend_bytes.max(0);
     families.gauge(
         "etcd_server_quota_backend_bytes",
