@@ -1,13 +1,13 @@
-//! Agreement: one order of commands for all members of a cluster. [`Node`] is the only door: it opens
-//! log and state, runs consensus (openraft) and gives callers the results of the local apply.
+//! Agreement: one order of commands for all members of a cluster. [`Node`] is the only door: it
+//! opens log and state, runs consensus (openraft) and gives callers the results of the local apply.
 //!
 //! A write goes `proposer` (admission, batching) -> openraft -> `log_store` (fsync in the log's own
 //! thread) -> openraft (commit) -> `state_machine` (apply) -> the caller, found in `waiters`. A
 //! linearizable read passes `reads` and then reads the store by itself.
 //!
-//! Only this crate names openraft, and only `codec` says what consensus looks like on disk. It never
-//! speaks to clients and never decides what a command does. This version runs clusters of one
-//! member; everything but the peer transport is written for more.
+//! Only this crate names openraft, and only `codec` says what consensus looks like on disk. It
+//! never speaks to clients and never decides what a command does. This version runs clusters of
+//! one member; everything but the peer transport is written for more.
 
 mod codec;
 mod config;

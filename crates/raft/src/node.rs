@@ -65,9 +65,9 @@ struct Opened {
 }
 
 impl Node {
-    /// Opens the data directory, or prepares a new one, and runs the member. Returns once the member
-    /// has caught up with its own log and leads, so that no read sees an older state than before
-    /// the restart.
+    /// Opens the data directory, or prepares a new one, and runs the member. Returns once it has
+    /// caught up with its own log and leads, so that no read sees an older state than before the
+    /// restart.
     ///
     /// The member runs until [`Node::shutdown`]: dropping every handle does not stop it.
     pub async fn start(config: NodeConfig) -> Result<(Node, Reader), StartError> {
@@ -114,8 +114,8 @@ impl Node {
         self.inner.proposer.propose(op, Urgency::Urgent).await
     }
 
-    /// Returns an applied index that covers everything acknowledged, on any member, before the call:
-    /// a read of local state after it is linearizable.
+    /// Returns an applied index that covers everything acknowledged, on any member, before the
+    /// call: a read of local state after it is linearizable.
     ///
     /// # Errors
     /// `Timeout` when no quorum confirmed in time, `LeaderChanged`, `TooManyRequests`, `Stopped`.
@@ -513,6 +513,7 @@ mod tests {
         node.shutdown().await;
 
         let (node, reader) = Node::start(config).await.expect("restart");
+        assert!(node.inner.progress.reads_are_local());
         for i in 0..last {
             let key = format!("key{i}").into();
             let request = RangeRequest { key, count_only: true, ..RangeRequest::default() };
