@@ -112,7 +112,7 @@ async fn one_member_serves_watches() {
     let mut stream = member.open().await;
     let history = WatchCreateRequest { start_revision: first, ..create("a", "b") };
     let created = stream.create(history).await;
-    let header = created.header.clone().expect("a header");
+    let header = created.header.expect("a header");
     assert_eq!(header.member_id, member.node.status().member_id);
     assert_eq!(header.cluster_id, member.node.status().cluster_id);
     assert_eq!((created.watch_id, header.revision), (0, first));

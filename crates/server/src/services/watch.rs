@@ -39,7 +39,7 @@ type Replies = Pin<Box<dyn Stream<Item = Result<WatchReply, Status>> + Send>>;
 pub fn server(app: &App) -> WatchServer {
     let member = Member { node: app.node.clone(), reader: app.reader.clone() };
     let (hub, handle) = Hub::new(member.clone(), Tuning::default());
-    tokio::spawn(hub.run());
+    tokio::spawn(run_hub(hub, app.stopping.clone()));
     tokio::spawn(show_stats(handle.stats().clone(), app.metrics.clone(), app.stopping.clone()));
     let options = StreamOptions {
         fragment_bytes: app.limits.max_decoding_bytes(),
@@ -53,6 +53,14 @@ pub fn server(app: &App) -> WatchServer {
         stopping: app.stopping.clone(),
     };
     WatchServer { service: Arc::new(service), max_decoding_bytes: app.limits.max_decoding_bytes() }
+}
+
+/// Runs the hub until the server stops; then nothing here holds on to the member any more.
+async fn run_hub(hub: Hub<Member>, mut stopping: watch::Receiver<bool>) {
+    tokio::select! {
+        () = hub.run() => {}
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+    }
 }
 
 /// What every stream is given.

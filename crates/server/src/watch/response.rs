@@ -151,7 +151,7 @@ mod tests {
         let put = |number: usize| FeedEvent {
             kind: EventType::Put,
             kv: kv(&format!("key{number}"), value_len, 300),
-            prev_kv: (number % 2 == 0).then(|| kv("old", 10, 200)),
+            prev_kv: number.is_multiple_of(2).then(|| kv("old", 10, 200)),
         };
         let gone = KeyValue { key: Bytes::from("d"), mod_revision: 300, ..Default::default() };
         let delete =

@@ -4,8 +4,9 @@
 //! the client takes more, hence a slow client stops nothing but its own stream. It never routes
 //! events to others and never writes. It stands between `hub` and `services::watch`.
 
+mod progress;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -17,9 +18,10 @@ use kelson_api::etcdserverpb::watch_request::RequestUnion;
 use kelson_api::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
 use kelson_storage::Recent;
 use tokio::task::JoinHandle;
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::Interval;
 use tonic::Status;
 
+use self::progress::{progress_timer, ticked};
 use super::catch_up::{Found, Picker, Slice, read_slice};
 use super::hub::{Asker, Delivery, Hit, HubGone, HubHandle, Joined, Stay};
 use super::watchers::{Interest, Place, Watchers};
@@ -33,9 +35,6 @@ const DELIVERIES_PER_TURN: usize = 64;
 
 /// Bytes of events taken from the queue in one go; what is taken no longer counts as queued.
 const BYTES_PER_TURN: usize = 256 * 1024;
-
-/// Shortest time between two progress ticks, whatever the flag says.
-const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// What the flags say about streams.
 #[derive(Clone, Copy, Debug)]
@@ -526,51 +525,6 @@ where
             self.ready.push_back(response);
         }
     }
-
-    // Progress.
-
-    /// The hub has told us that all up to `position` came before this point of its queue. If every
-    /// watcher is served up to there, the client may know.
-    fn tell_client(&mut self, position: i64) {
-        let all_synced = self.watchers.iter().all(|watcher| watcher.is_synced(position));
-        if all_synced && self.watchers.len() > 0 {
-            self.tell(NO_WATCH_ID, position);
-        }
-    }
-
-    /// The same for watchers that were idle at the last tick, each for itself.
-    fn tell_idle(&mut self, position: i64) {
-        let mut idle = Vec::new();
-        for watcher in self.watchers.iter_mut().filter(|watcher| watcher.is_due) {
-            watcher.is_due = false;
-            if !watcher.is_active && watcher.is_synced(position) {
-                idle.push(watcher.watch_id);
-            }
-        }
-        idle.sort_unstable();
-        for watch_id in idle {
-            self.tell(watch_id, position);
-        }
-    }
-
-    fn tell(&mut self, watch_id: i64, position: i64) {
-        let header = Some(self.source.header(position));
-        let progress = WatchResponse { header, watch_id, ..Default::default() };
-        self.ready.push_back(Response::bare(progress));
-    }
-
-    async fn tick(&mut self) -> Result<(), HubGone> {
-        let mut is_any_due = false;
-        for watcher in self.watchers.iter_mut().filter(|watcher| watcher.progress_notify) {
-            watcher.is_due = !watcher.is_active;
-            watcher.is_active = false;
-            is_any_due |= watcher.is_due;
-        }
-        match &self.stay {
-            Some(stay) if is_any_due => stay.progress(Asker::Timer).await,
-            _ => Ok(()),
-        }
-    }
 }
 
 impl<S: Source, R> WatchStream<S, R> {
@@ -590,15 +544,6 @@ impl<S: Source, R> Drop for WatchStream<S, R> {
         self.hub.stats.move_watchers(-(self.watchers.len() as i64));
         self.hub.stats.move_slow_watchers(-(self.reported_slow as i64));
     }
-}
-
-fn progress_timer(interval: Duration) -> Interval {
-    let jitter = (RandomState::new().hash_one(0_u8) % 1000) as u32;
-    let period = interval.max(PROGRESS_INTERVAL_MIN);
-    let period = period + period / 10_000 * jitter;
-    let mut timer = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
-    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    timer
 }
 
 /// Reads a slice on a blocking thread, when it is our turn.
@@ -626,15 +571,6 @@ async fn slice_read(slice: &mut Option<RunningSlice>) -> Slice {
         // A join error means that the read panicked or the runtime ends.
         Some(slice) => (&mut slice.read).await.unwrap_or(Slice::Failed(Error::Stopped)),
         None => std::future::pending().await,
-    }
-}
-
-/// Waits for the next tick, if ticks are wanted. Cancel safe.
-async fn ticked(timer: &mut Interval, is_wanted: bool) {
-    if is_wanted {
-        timer.tick().await;
-    } else {
-        std::future::pending().await
     }
 }
 
