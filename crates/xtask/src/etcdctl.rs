@@ -72,9 +72,6 @@ pub(crate) fn compare(
             ));
         }
     }
-    if steps.iter().any(|step| step.args.iter().any(|arg| arg == "restore")) {
-        restored(peers, scratch, ports)?;
-    }
     if differences.is_empty() {
         println!("{script}.txt: {} steps agree", steps.len());
         return Ok(());
@@ -85,25 +82,6 @@ pub(crate) fn compare(
         steps.len(),
         differences.join("\n")
     ))
-}
-
-/// The snapshot of the server under test, restored by etcdutl, must start a real etcd.
-fn restored(peers: &Path, scratch: &Path, ports: [u16; 2]) -> Result<(), String> {
-    let data = scratch.join("ours/restored");
-    if !data.exists() {
-        return Err("etcdutl restored nothing from the snapshot".to_string());
-    }
-    let log = scratch.join("restored.log");
-    let server = Server::start_on(&peers.join("etcd"), &data, &log, ports)?;
-    server.wait_ready(peers)?;
-    let mut get = Command::new(peers.join("etcdctl"));
-    get.args(["get", "snap/1", "--print-value-only", "--endpoints"]).arg(server.endpoint());
-    let value = crate::peers::capture(&mut get)?;
-    if value.trim_end() == "2" {
-        Ok(())
-    } else {
-        Err(format!("etcd on the restored snapshot reads snap/1 as {value:?}"))
-    }
 }
 
 fn parse(script: &str) -> Result<Vec<Step>, String> {

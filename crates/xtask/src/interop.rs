@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{etcdctl, peers, root};
+use crate::{etcdctl, peers, restore, root};
 
 /// How long a server may take to answer, and a client to finish.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -46,7 +46,11 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
             Err(reason) => tally.count(name, Err(reason)),
         }
     }
+    // After the clients the store holds deletions, transactions, large values and a compaction.
+    let saved = restore::save(&server, &peers, scratch.path());
     drop(server);
+    let proof = saved.and_then(|saved| restore::prove(&saved, &peers, scratch.path()));
+    tally.count("snapshot into etcd", proof);
     for (name, script) in scripts {
         tally.count(name, etcdctl::compare(script, &server_bin, &peers, scratch.path()));
     }

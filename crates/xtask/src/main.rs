@@ -9,6 +9,7 @@ mod golden;
 mod interop;
 mod kube;
 mod peers;
+mod restore;
 
 use std::process::ExitCode;
 
@@ -17,7 +18,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   codegen [--check]                        Rust code from proto/
   golden [--against-etcd|--bless] [NAME]   golden scripts
   peers                                    build etcd, etcdctl, etcdutl, benchmark
-  interop [--bin PATH]                     real client libraries
+  interop [--bin PATH] [--auth]            real client libraries and etcdctl
   kube [--bin PATH]                        a real kube-apiserver
   compare [put] [range] [million]          timings beside real etcd";
 
