@@ -10,7 +10,7 @@ use kelson_api::command::command::Op;
 use kelson_api::etcdserverpb::compare::TargetUnion;
 use kelson_api::etcdserverpb::request_op::Request;
 use kelson_api::etcdserverpb::{
-    Compare, CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
 use kelson_storage::{Outcome, Recent, Reply};
 use proptest::prelude::*;
@@ -42,8 +42,11 @@ fn put() -> impl Strategy<Value = PutRequest> {
 }
 
 fn delete() -> impl Strategy<Value = DeleteRangeRequest> {
-    (key(), end(), any::<bool>())
-        .prop_map(|(key, range_end, prev_kv)| DeleteRangeRequest { key, range_end, prev_kv })
+    (key(), end(), any::<bool>()).prop_map(|(key, range_end, prev_kv)| DeleteRangeRequest {
+        key,
+        range_end,
+        prev_kv,
+    })
 }
 
 fn range(revision: impl Strategy<Value = i64>) -> impl Strategy<Value = RangeRequest> {
@@ -53,23 +56,25 @@ fn range(revision: impl Strategy<Value = i64>) -> impl Strategy<Value = RangeReq
         (0..3_i32, 0..5_i32, any::<bool>(), prop::bool::weighted(0.1)),
         (filter(), filter(), filter(), filter()),
     )
-        .prop_map(|((key, range_end, revision, limit), (order, target, keys_only, count_only), f)| {
-            RangeRequest {
-                key,
-                range_end,
-                limit,
-                revision,
-                sort_order: order,
-                sort_target: target,
-                serializable: false,
-                keys_only,
-                count_only,
-                min_mod_revision: f.0,
-                max_mod_revision: f.1,
-                min_create_revision: f.2,
-                max_create_revision: f.3,
-            }
-        })
+        .prop_map(
+            |((key, range_end, revision, limit), (order, target, keys_only, count_only), f)| {
+                RangeRequest {
+                    key,
+                    range_end,
+                    limit,
+                    revision,
+                    sort_order: order,
+                    sort_target: target,
+                    serializable: false,
+                    keys_only,
+                    count_only,
+                    min_mod_revision: f.0,
+                    max_mod_revision: f.1,
+                    min_create_revision: f.2,
+                    max_create_revision: f.3,
+                }
+            },
+        )
 }
 
 fn compare() -> impl Strategy<Value = Compare> {
