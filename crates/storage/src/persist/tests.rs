@@ -240,15 +240,15 @@ fn a_full_queue_blocks_until_there_is_room() {
     let (log, publisher) = durable(0);
     let persister = Arc::new(start(&backend, config(1 << 20), log));
     let huge = |index| Delta { bytes: QUEUE_BYTES / 2, ..delta(index) };
-    (1..=3).for_each(|index| persister.push(huge(index)).expect("open"));
+    (1..=2).for_each(|index| persister.push(huge(index)).expect("open"));
     let other = persister.clone();
-    let pushing = std::thread::spawn(move || other.push(huge(4)));
+    let pushing = std::thread::spawn(move || other.push(huge(3)));
     std::thread::sleep(Duration::from_millis(50));
     assert!(!pushing.is_finished(), "over the bound");
     publisher.publish(10);
     pushing.join().expect("no panic").expect("open");
     persister.shutdown();
-    assert!(persister.push(delta(5)).is_err(), "nothing enters after shutdown");
+    assert!(persister.push(delta(4)).is_err(), "nothing enters after shutdown");
 }
 
 #[test]
