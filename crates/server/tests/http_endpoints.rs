@@ -141,74 +141,84 @@ fn handled(page: &str, kind: &str, service: &str, method: &str, code: &str) -> O
     sample(page, &format!("grpc_server_handled_total{labels}"))
 }
 
-#[tokio::test]
-async fn calls_are_counted_by_method_and_code() {
-    let server = tokio::task::spawn_blocking(|| Server::start(&[])).await.expect("a server");
-    let endpoint = format!("http://127.0.0.1:{}", server.client);
-    let channel = tonic::transport::Endpoint::from_shared(endpoint).expect("an endpoint");
-    let channel = channel.connect().await.expect("connected");
-    let mut kv = KvClient::new(channel.clone());
-    let put = PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
-    let mut request = tonic::Request::new(put);
-    request.metadata_mut().insert("client-api-version", "3.6".parse().expect("a value"));
-    kv.put(request).await.expect("stored");
-    kv.range(RangeRequest::default()).await.expect_err("no key was given");
+/// One put, one bad range and one watch, then the connection breaks off.
+fn call_and_leave(port: u16) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://127.0.0.1:{port}"));
+    let channel = channel.expect("an endpoint");
+    runtime.block_on(async {
+        let channel = channel.connect().await.expect("connected");
+        let mut kv = KvClient::new(channel.clone());
+        let put = PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
+        let mut request = tonic::Request::new(put);
+        request.metadata_mut().insert("client-api-version", "3.6".parse().expect("a value"));
+        kv.put(request).await.expect("stored");
+        kv.range(RangeRequest::default()).await.expect_err("no key was given");
 
-    let create = WatchCreateRequest { key: "k".into(), ..Default::default() };
-    let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-    let mut watch = WatchClient::new(channel);
-    let requests = futures::StreamExt::chain(
-        futures::stream::iter([create]),
-        futures::stream::pending::<WatchRequest>(),
-    );
-    let mut events = watch.watch(requests).await.expect("a stream").into_inner();
-    assert!(events.message().await.expect("an answer").expect("created").created);
-    drop(events);
-
-    let metrics = server.metrics;
-    let page = move || get(metrics, "/metrics").expect("an answer").body;
-    tokio::task::spawn_blocking(move || {
-        let kv = "etcdserverpb.KV";
-        // The client's going away reaches the server a moment later.
-        eventually(|| {
-            let code = "Canceled";
-            handled(&page(), "bidi_stream", "etcdserverpb.Watch", "Watch", code) == Some(1.0)
-        });
-        let page = page();
-        assert_eq!(handled(&page, "unary", kv, "Put", "OK"), Some(1.0));
-        assert_eq!(handled(&page, "unary", kv, "Range", "InvalidArgument"), Some(1.0));
-        assert_eq!(handled(&page, "unary", kv, "Range", "OK"), Some(0.0));
-        let requests = "etcd_server_client_requests_total";
-        let known = format!("{requests}{{client_api_version=\"3.6\",type=\"unary\"}}");
-        let unknown = format!("{requests}{{client_api_version=\"unknown\",type=\"unary\"}}");
-        assert_eq!(sample(&page, &known), Some(1.0));
-        assert_eq!(sample(&page, &unknown), Some(1.0));
-        for direction in ["sent", "received"] {
-            let name = format!("etcd_network_client_grpc_{direction}_bytes_total");
-            assert!(sample(&page, &name) > Some(0.0), "{name}");
-        }
-        let sent = "grpc_server_msg_sent_total{grpc_method=\"Watch\",\
-                    grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"}";
-        assert_eq!(sample(&page, sent), Some(1.0));
-        drop(server);
-    })
-    .await
-    .expect("no panic");
+        let create = WatchCreateRequest { key: "k".into(), ..Default::default() };
+        let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let requests = futures::StreamExt::chain(
+            futures::stream::iter([create]),
+            futures::stream::pending::<WatchRequest>(),
+        );
+        let events = WatchClient::new(channel).watch(requests).await.expect("a stream");
+        let created = events.into_inner().message().await.expect("an answer");
+        assert!(created.expect("a message").created);
+    });
 }
 
+#[test]
+fn calls_are_counted_by_method_and_code() {
+    let server = Server::start(&[]);
+    call_and_leave(server.client);
+    let page = || get(server.metrics, "/metrics").expect("an answer").body;
+    let kv = "etcdserverpb.KV";
+    // The client's going away reaches the server a moment later.
+    eventually(|| {
+        handled(&page(), "bidi_stream", "etcdserverpb.Watch", "Watch", "Canceled") == Some(1.0)
+    });
+    let page = page();
+    assert_eq!(handled(&page, "unary", kv, "Put", "OK"), Some(1.0));
+    assert_eq!(handled(&page, "unary", kv, "Range", "InvalidArgument"), Some(1.0));
+    assert_eq!(handled(&page, "unary", kv, "Range", "OK"), Some(0.0));
+    let requests = "etcd_server_client_requests_total";
+    let known = format!("{requests}{{client_api_version=\"3.6\",type=\"unary\"}}");
+    let unknown = format!("{requests}{{client_api_version=\"unknown\",type=\"unary\"}}");
+    assert_eq!(sample(&page, &known), Some(1.0));
+    assert_eq!(sample(&page, &unknown), Some(1.0));
+    for direction in ["sent", "received"] {
+        let name = format!("etcd_network_client_grpc_{direction}_bytes_total");
+        assert!(sample(&page, &name) > Some(0.0), "{name}");
+    }
+    let labels = "{grpc_method=\"Watch\",grpc_service=\"etcdserverpb.Watch\",\
+                  grpc_type=\"bidi_stream\"}";
+    for direction in ["sent", "received"] {
+        let name = format!("grpc_server_msg_{direction}_total{labels}");
+        assert_eq!(sample(&page, &name), Some(1.0), "{name}");
+    }
+}
+
+/// A raw HTTP/2 call, since the gRPC client would watch the deadline itself.
 #[tokio::test]
 async fn a_passed_deadline_ends_the_call() {
     let server = tokio::task::spawn_blocking(|| Server::start(&[])).await.expect("a server");
-    let endpoint = format!("http://127.0.0.1:{}", server.client);
-    let channel = tonic::transport::Endpoint::from_shared(endpoint).expect("an endpoint");
-    let mut kv = KvClient::new(channel.connect().await.expect("connected"));
-    let range = RangeRequest { key: "k".into(), ..Default::default() };
-    let mut request = tonic::Request::new(range);
-    // One nanosecond: over before any work can be done.
-    request.metadata_mut().insert("grpc-timeout", "1n".parse().expect("a value"));
-    let status = kv.range(request).await.expect_err("too late");
-    assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
-    assert_eq!(status.message(), "context deadline exceeded");
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", server.client)).await;
+    let io = hyper_util::rt::TokioIo::new(stream.expect("connected"));
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(executor, io).await.expect("a handshake");
+    tokio::spawn(connection);
+    // A range of the key "k", for which no time is left.
+    let message = bytes::Bytes::from_static(b"\0\0\0\0\x03\x0a\x01k");
+    let request = http::Request::post("http://localhost/etcdserverpb.KV/Range")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-timeout", "0n")
+        .body(http_body_util::Full::new(message))
+        .expect("a request");
+    let response = sender.send_request(request).await.expect("an answer");
+    assert_eq!(response.headers()["grpc-status"], "4");
+    assert_eq!(response.headers()["grpc-message"], "context%20deadline%20exceeded");
 }
 
 #[test]
