@@ -805,8 +805,8 @@ func apiserverRestart(t *testing.T, w *world) {
 	})
 }
 
-// The store dies without warning under a working apiserver: nothing acknowledged may be missing,
-// revisions must not go back, and watches must carry on.
+// The store dies again and again without warning under a working apiserver: nothing acknowledged may
+// be missing, revisions must not go back, and watches must carry on.
 func storeCrash(t *testing.T, w *world) {
 	f := follow(w, "small")
 	defer close(f.stop)
@@ -829,18 +829,23 @@ func storeCrash(t *testing.T, w *world) {
 			}
 		})
 	}
-	for {
+	// Each crash comes in the middle of writes that were begun after the last recovery.
+	for crash := range 3 {
 		lock.Lock()
-		enough := len(acknowledged) >= 200
+		target := len(acknowledged) + 150
 		lock.Unlock()
-		if enough {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
+		eventually(t, fmt.Sprintf("writes before crash %d", crash), func(context.Context) error {
+			lock.Lock()
+			defer lock.Unlock()
+			if have := len(acknowledged); have < target {
+				return fmt.Errorf("%d of %d", have, target)
+			}
+			return nil
+		})
+		w.store.kill()
+		w.startStore(t)
+		w.waitStore(t)
 	}
-	w.store.kill()
-	w.startStore(t)
-	w.waitStore(t)
 	cancel()
 	writers.Wait()
 	w.waitAPIServer(t)
@@ -868,7 +873,7 @@ func storeCrash(t *testing.T, w *world) {
 		return err
 	})
 	f.waitEqual(t, w, "small")
-	t.Logf("%d creates were acknowledged around the crash", len(acknowledged))
+	t.Logf("%d creates were acknowledged around the crashes", len(acknowledged))
 }
 
 // Two apiservers share the store and know nothing of each other: a list from one must show what the

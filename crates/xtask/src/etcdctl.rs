@@ -190,11 +190,11 @@ fn play(
             None => play.run(step)?,
         };
         answers.push(play.masked(step, raw));
-        if step.watch_lines.is_none() {
-            if let Some((at, watch)) = play.watch.take() {
-                let seen = watch.finish()?;
-                answers[at] = play.masked(&steps[at], seen);
-            }
+        if step.watch_lines.is_none()
+            && let Some((at, watch)) = play.watch.take()
+        {
+            let seen = watch.finish()?;
+            answers[at] = play.masked(&steps[at], seen);
         }
     }
     Ok(answers)
