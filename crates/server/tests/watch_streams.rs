@@ -402,6 +402,22 @@ async fn a_hole_in_the_feed_loses_nothing() {
     assert_eq!(seen, [2, 3, 4, 5, 6]);
 }
 
+/// The feed still knows the state before the event at the compaction revision, but it is not told.
+#[tokio::test]
+async fn the_event_at_the_compaction_has_no_state_before_it() {
+    let world = World::new(1000, Tuning::default());
+    for _ in 0..5 {
+        world.model.put("a", "x");
+    }
+    world.model.compact(4);
+    let mut client = world.client();
+    created(&mut client, WatchCreateRequest { prev_kv: true, ..from("a", "", 4) }).await;
+    let response = client.next().await;
+    assert_eq!(brief(&response).len(), 3);
+    let with_prev_kv = response.events.iter().map(|event| event.prev_kv.is_some());
+    assert!(with_prev_kv.eq([false, true, true]));
+}
+
 #[tokio::test]
 async fn compaction_during_a_read_cancels_rather_than_hides_the_state_before() {
     let world = World::new(1, Tuning { join_gap: 0, ..Tuning::default() });

@@ -67,16 +67,22 @@ pub(super) struct Picker {
     found: BTreeMap<Slot, Vec<Found>>,
     hits: usize,
     bytes: usize,
+    compacted: i64,
 }
 
 impl Picker {
-    pub(super) fn new<'a>(interests: impl IntoIterator<Item = &'a Interest>) -> Self {
+    /// A picker for these watchers. The state before an event at exactly revision `compacted` is
+    /// taken for gone even if memory still has it, so that all members tell the same.
+    pub(super) fn new<'a>(
+        interests: impl IntoIterator<Item = &'a Interest>,
+        compacted: i64,
+    ) -> Self {
         let mut index = IntervalIndex::new();
         for interest in interests {
             let Interest { slot, filter, prev_kv, next, .. } = *interest;
             index.insert(&interest.range, Wanted { slot, filter, prev_kv, next });
         }
-        Picker { index, found: BTreeMap::new(), hits: 0, bytes: 0 }
+        Picker { index, found: BTreeMap::new(), hits: 0, bytes: 0, compacted }
     }
 
     /// Adds what the watchers want of one revision. `fill` may complete the revision with states
@@ -103,8 +109,13 @@ impl Picker {
         if hits.is_empty() {
             return Some(());
         }
-        let complete =
-            if incomplete.is_empty() { revised.clone() } else { fill(revised, &incomplete)? };
+        let complete = if revised.revision == self.compacted {
+            without_prev_kv(revised)
+        } else if incomplete.is_empty() {
+            revised.clone()
+        } else {
+            fill(revised, &incomplete)?
+        };
         self.hits += hits.len();
         let revision = Arc::new(SharedRevision::new(complete));
         self.bytes += revision.bytes();
@@ -141,7 +152,7 @@ pub(super) fn read_slice<S: Source>(
         Err(Error::Compacted) => return Slice::Compacted(source.compacted()),
         Err(error) => return Slice::Failed(error),
     };
-    let mut picker = Picker::new(interests);
+    let mut picker = Picker::new(interests, source.compacted());
     let mut next = changes.next.min(before);
     for revised in changes.batches.iter().filter(|revised| revised.revision < before) {
         let revised = &without_compacted_states(revised, source.compacted());
@@ -195,4 +206,12 @@ fn with_prev_kv<S: Source>(
         return None;
     }
     Some(Arc::new(Revised { revision: revised.revision, events }))
+}
+
+fn without_prev_kv(revised: &Revised) -> Arc<Revised> {
+    let mut events = revised.events.clone();
+    for event in &mut events {
+        event.prev_kv = None;
+    }
+    Arc::new(Revised { revision: revised.revision, events })
 }

@@ -428,7 +428,7 @@ where
             || slots.iter().filter_map(|slot| Some(&self.watchers.get(*slot)?.interest));
         let first = interests().map(|interest| interest.next).min().unwrap_or(position + 1);
         let Recent::Batches(batches) = self.source.recent(first - 1) else { return false };
-        let mut picker = Picker::new(interests());
+        let mut picker = Picker::new(interests(), self.source.compacted());
         let mut next = first;
         for revised in batches.iter().take_while(|revised| revised.revision <= position) {
             if revised.revision != next || picker.is_full(&self.hub.tuning) {
