@@ -33,3 +33,10 @@ pub use types::{
     Changes, CompactionTicket, Fatal, FeedEvent, LeaseRow, LogId, Outcome, Recent, Reply, Revised,
     RevisionKey, Sizes, Stats,
 };
+
+/// Body of a fuzz target: the decoders of the state's rows and tables on any bytes. The first byte is
+/// the length of the key.
+#[doc(hidden)]
+pub fn fuzz_row(data: &[u8]) {
+    keys::fuzz(data);
+}

@@ -214,8 +214,9 @@ fn current_path(place: &Place) -> PathBuf {
 fn name_current(place: &Place, dir: &Path) -> Result<(), OpenError> {
     sync_dir(&place.state_dir)?;
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let crc = crc32c::crc32c(name.as_bytes());
-    replace_file(&current_path(place), format!("{MAGIC}\n{name}\n{crc:08x}\n").as_bytes())
+    let body = format!("{MAGIC}\n{name}\n");
+    let crc = crc32c::crc32c(body.as_bytes());
+    replace_file(&current_path(place), format!("{body}{crc:08x}\n").as_bytes())
 }
 
 /// The generation that `CURRENT` names; `None` if nothing was ever finished here.
@@ -226,15 +227,17 @@ fn current_generation(place: &Place) -> Result<Option<PathBuf>, Trouble> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Trouble::new(&path, error)),
     };
-    let mut lines = text.lines();
-    let (magic, name, crc) = (lines.next(), lines.next(), lines.next());
-    if magic.is_some_and(|line| line != MAGIC && line.starts_with("kelson state ")) {
+    let is_whole =
+        |body: &&str| text[body.len()..] == format!("{:08x}\n", crc32c::crc32c(body.as_bytes()));
+    // The checksum is nine bytes with its line feed.
+    let body = text.len().checked_sub(9).and_then(|len| text.get(..len)).filter(is_whole);
+    let body = body.ok_or_else(|| Trouble::new(&path, "it is not as it was written"))?;
+    let mut lines = body.lines();
+    let (magic, name) = (lines.next(), lines.next());
+    if magic.is_some_and(|line| line != MAGIC) {
         let reason = "it was written by a newer version of Kelson";
         return Err(Trouble { is_final: true, ..Trouble::new(&path, reason) });
     }
-    let name = name.filter(|name| {
-        magic == Some(MAGIC) && crc == Some(&format!("{:08x}", crc32c::crc32c(name.as_bytes())))
-    });
     let name = name.ok_or_else(|| Trouble::new(&path, "it does not name a generation"))?;
     let dir = place.state_dir.join(name);
     if !dir.is_dir() {

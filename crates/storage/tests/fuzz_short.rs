@@ -116,3 +116,17 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
         }
     }
 }
+
+#[test]
+fn arbitrary_bytes_never_make_the_state_panic() {
+    run(|random| {
+        let count = random.below(200);
+        let mut data = random.bytes(count);
+        // Most keys get a table that exists, else the decoders would hardly be reached.
+        if data.len() > 1 && random.below(8) > 0 {
+            data[0] = (random.below(20) + 1) as u8;
+            data[1] = b"klmprux"[random.below(7)];
+        }
+        kelson_storage::fuzz_row(&data);
+    });
+}

@@ -204,6 +204,8 @@ fn a_newer_state_is_refused_and_left_alone() {
     make(temp.path());
     let path = temp.path().join("member/state/CURRENT");
     let text = fs::read_to_string(&path).unwrap().replace("kelson state 1", "kelson state 2");
+    let body = &text[..text.len() - 9];
+    let text = format!("{body}{:08x}\n", crc32c::crc32c(body.as_bytes()));
     fs::write(&path, &text).unwrap();
     let refusal = open(&options(temp.path())).err().unwrap().to_string();
     assert!(refusal.contains("newer"), "{refusal}");

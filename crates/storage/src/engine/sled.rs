@@ -67,14 +67,19 @@ fn guard<T>(
 ) -> Result<T, EngineError> {
     match catch_unwind(AssertUnwindSafe(step)) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(EngineError { doing, cause: error.to_string() }),
+        Ok(Err(error)) => Err(EngineError { doing, cause: first_line(&error.to_string()) }),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            let cause = format!("panic: {}", text.unwrap_or("without a message"));
+            let cause = format!("panic: {}", first_line(text.unwrap_or("without a message")));
             Err(EngineError { doing, cause })
         }
     }
+}
+
+/// sled's errors may carry a whole backtrace in their text.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 /// Shares a value without copying it unless it is small enough for sled to hold it inline.
