@@ -111,9 +111,9 @@ impl Session {
         Ok(match name {
             "grant" => {
                 let ttl = words.number();
-                let asked = words.string().map(|word| {
-                    parse::option(&word).1.parse::<i64>().expect("id= takes a number")
-                });
+                let asked = words
+                    .string()
+                    .map(|word| parse::option(&word).1.parse::<i64>().expect("id= takes a number"));
                 let request = pb::LeaseGrantRequest { ttl, id: asked.unwrap_or(0) };
                 let answer = lease.lease_grant(request).await?.into_inner();
                 let id = match asked {
@@ -250,8 +250,7 @@ impl Session {
         Ok(match name {
             "status" => {
                 let answer = maintenance.status(pb::StatusRequest {}).await?.into_inner();
-                let errors: Vec<_> =
-                    answer.errors.iter().map(|error| strip_ids(error)).collect();
+                let errors: Vec<_> = answer.errors.iter().map(|error| strip_ids(error)).collect();
                 vec![format!(
                     "{} leader={} learner={} index={} applied={} quota={} size={} errors={errors:?} \
                      downgrade={:?}",
@@ -280,7 +279,11 @@ impl Session {
             }
             "hash" => {
                 let answer = maintenance.hash(pb::HashRequest {}).await?.into_inner();
-                vec![format!("{} nonzero={}", format::header(answer.header.as_ref()), answer.hash != 0)]
+                vec![format!(
+                    "{} nonzero={}",
+                    format::header(answer.header.as_ref()),
+                    answer.hash != 0
+                )]
             }
             "defrag" => {
                 let answer = maintenance.defragment(pb::DefragmentRequest {}).await?.into_inner();
@@ -385,9 +388,12 @@ async fn alarm(client: &mut MaintenanceClient<Channel>, words: &mut Words) -> Li
     // etcd keeps alarms in a map: their order means nothing.
     answer.alarms.sort_by_key(|row| (row.member_id, row.alarm));
     let mut lines = vec![format::header(answer.header.as_ref())];
-    lines.extend(answer.alarms.iter().map(|row| {
-        format!("  member={} {}", row.member_id, row.alarm().as_str_name())
-    }));
+    lines.extend(
+        answer
+            .alarms
+            .iter()
+            .map(|row| format!("  member={} {}", row.member_id, row.alarm().as_str_name())),
+    );
     Ok(lines)
 }
 
@@ -404,8 +410,9 @@ async fn snapshot(client: &mut MaintenanceClient<Channel>) -> Lines {
         }
     }
     Ok(vec![format!(
-        "size%512={} largest={largest} last={last} remaining={remaining}",
-        total % 512
+        "size%512={} chunks at most 32768: {} last={last} remaining={remaining}",
+        total % 512,
+        largest <= 32768
     )])
 }
 

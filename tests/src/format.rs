@@ -72,7 +72,8 @@ pub fn put(response: &PutResponse) -> Vec<String> {
 
 /// A delete answer.
 pub fn delete(response: &DeleteRangeResponse) -> Vec<String> {
-    let mut out = vec![format!("{} deleted={}", header(response.header.as_ref()), response.deleted)];
+    let mut out =
+        vec![format!("{} deleted={}", header(response.header.as_ref()), response.deleted)];
     out.extend(response.prev_kvs.iter().map(|pair| format!("  prev {}", kv(pair))));
     out
 }

@@ -45,7 +45,10 @@ impl Image {
 
     /// Mounts it again; the journal is replayed as after a power cut.
     pub fn mount(&mut self) {
-        run("mount", &["-o", "loop", path(&self.dir.path().join("image")), path(&self.mount_point())]);
+        run(
+            "mount",
+            &["-o", "loop", path(&self.dir.path().join("image")), path(&self.mount_point())],
+        );
         self.mounted = true;
     }
 
@@ -58,7 +61,8 @@ impl Image {
     pub fn unmount(&mut self) {
         // A just killed process may hold its files a moment longer.
         for _ in 0..100 {
-            let status = Command::new("umount").arg(self.mount_point()).output().expect("run umount");
+            let status =
+                Command::new("umount").arg(self.mount_point()).output().expect("run umount");
             if status.status.success() {
                 self.mounted = false;
                 return;

@@ -142,8 +142,11 @@ async fn write(
         // Few keys, so that histories grow; odd sizes, so that records straddle pages.
         let key = format!("w{writer}/{}", number % 7);
         let value = format!("{number}:{}", "v".repeat((number % 900) as usize));
-        let put =
-            pb::PutRequest { key: key.clone().into(), value: value.clone().into(), ..Default::default() };
+        let put = pb::PutRequest {
+            key: key.clone().into(),
+            value: value.clone().into(),
+            ..Default::default()
+        };
         let answer = tokio::time::timeout(Duration::from_secs(10), kv.put(put)).await;
         match answer {
             Ok(Ok(answer)) => {
@@ -186,7 +189,10 @@ async fn history(channel: &Channel) -> Result<(i64, Vec<Event>), String> {
         .map_err(|e| format!("watch: {e}"))?
         .into_inner();
     let complete = |events: &Vec<Event>| {
-        events.last().and_then(|event| event.kv.as_ref()).is_some_and(|kv| kv.mod_revision >= revision)
+        events
+            .last()
+            .and_then(|event| event.kv.as_ref())
+            .is_some_and(|kv| kv.mod_revision >= revision)
     };
     while !complete(&events) {
         let message = tokio::time::timeout(Duration::from_secs(30), stream.message()).await;

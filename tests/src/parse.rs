@@ -141,14 +141,27 @@ const FLAGS: [&str; 11] = [
 ];
 
 const OPTIONS: [&str; 16] = [
-    "limit", "rev", "order", "target", "min_mod", "max_mod", "min_create", "max_create", "lease",
-    "id", "from", "filters", "n", "alarm", "member", "repeat",
+    "limit",
+    "rev",
+    "order",
+    "target",
+    "min_mod",
+    "max_mod",
+    "min_create",
+    "max_create",
+    "lease",
+    "id",
+    "from",
+    "filters",
+    "n",
+    "alarm",
+    "member",
+    "repeat",
 ];
 
 fn is_option(word: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(word) else { return false };
-    FLAGS.contains(&text)
-        || text.split_once('=').is_some_and(|(name, _)| OPTIONS.contains(&name))
+    FLAGS.contains(&text) || text.split_once('=').is_some_and(|(name, _)| OPTIONS.contains(&name))
 }
 
 /// `name=value` or a bare flag (value empty).
@@ -355,7 +368,9 @@ mod tests {
 
     #[test]
     fn nested_transactions_parse() {
-        let mut words = Words::new(r#"txn if(mod(a) = 0, value("b") != "x;y") then(put a 1; txn then(del b c prev_kv)) else(range a \0 limit=2)"#);
+        let mut words = Words::new(
+            r#"txn if(mod(a) = 0, value("b") != "x;y") then(put a 1; txn then(del b c prev_kv)) else(range a \0 limit=2)"#,
+        );
         words.string();
         let request = txn(&mut words);
         assert_eq!(request.compare.len(), 2);

@@ -22,7 +22,8 @@ pub struct Server {
 
 /// The binary under test: `KELSON_BIN`, else the release build of this checkout.
 pub fn kelson_binary() -> PathBuf {
-    std::env::var_os("KELSON_BIN").map_or_else(|| root().join("target/release/kelson"), PathBuf::from)
+    std::env::var_os("KELSON_BIN")
+        .map_or_else(|| root().join("target/release/kelson"), PathBuf::from)
 }
 
 /// The real etcd built by `cargo xtask peers`.
@@ -140,9 +141,8 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        let child = command
-            .spawn()
-            .unwrap_or_else(|e| panic!("start {}: {e}", self.binary.display()));
+        let child =
+            command.spawn().unwrap_or_else(|e| panic!("start {}: {e}", self.binary.display()));
         self.child = Some(child);
     }
 

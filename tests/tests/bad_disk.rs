@@ -123,7 +123,11 @@ fn every_damaged_file_is_refused_or_recovered() {
                 Err(log) => {
                     let clear = !log.contains("panicked") && !log.contains("hangs");
                     assert!(clear, "{kind:?} in {}: {log}", name.display());
-                    assert!(log.contains("exit status: 1"), "{kind:?} in {}: {log}", name.display());
+                    assert!(
+                        log.contains("exit status: 1"),
+                        "{kind:?} in {}: {log}",
+                        name.display()
+                    );
                     refused += 1;
                 }
             }

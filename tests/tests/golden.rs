@@ -14,5 +14,10 @@ fn scripts_equal_the_recorded_answers() {
         differences.extend(verdict.err());
     }
     assert!(pairs >= 300, "only {pairs} request/response pairs");
-    assert!(differences.is_empty(), "{} scripts differ\n{}", differences.len(), differences.join("\n"));
+    assert!(
+        differences.is_empty(),
+        "{} scripts differ\n{}",
+        differences.len(),
+        differences.join("\n")
+    );
 }

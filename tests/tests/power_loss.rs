@@ -15,8 +15,7 @@ fn cut_and_judge(kind: Kind, rounds: u64, flags: &[String]) -> Result<usize, Str
         .build()
         .expect("a runtime");
     let mut image = Image::new(kind, 768);
-    let mut server =
-        Server::start_on(&kelson_binary(), flags, image.mount_point().join("data"));
+    let mut server = Server::start_on(&kelson_binary(), flags, image.mount_point().join("data"));
     let mut ledger = Ledger::default();
     for round in 0..rounds {
         let endpoint = server.endpoint();

@@ -45,7 +45,8 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         return Err("target/release/kelson is missing: run `cargo build --release`".into());
     }
     let _locks = build_locks()?;
-    let pair = [Peer { name: "etcd", binary: bin.join("etcd") }, Peer { name: "kelson", binary: kelson }];
+    let pair =
+        [Peer { name: "etcd", binary: bin.join("etcd") }, Peer { name: "kelson", binary: kelson }];
     let benchmark = bin.join("benchmark");
     let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| arg == name);
     if wanted("put") {
@@ -134,7 +135,12 @@ fn median(mut samples: Vec<Sample>) -> Sample {
     samples[samples.len() / 2].clone()
 }
 
-fn load(server: &Server, benchmark: &Path, clients: usize, args: &[String]) -> Result<Sample, String> {
+fn load(
+    server: &Server,
+    benchmark: &Path,
+    clients: usize,
+    args: &[String],
+) -> Result<Sample, String> {
     let conns = if clients == 1 { 1 } else { clients / 10 };
     let before = cpu_seconds(server.child.id());
     let output = Command::new(benchmark)
@@ -160,13 +166,18 @@ fn load(server: &Server, benchmark: &Path, clients: usize, args: &[String]) -> R
         })
     };
     parse().ok_or_else(|| {
-        format!("unexpected output of benchmark:\n{text}\n{}", String::from_utf8_lossy(&output.stderr))
+        format!(
+            "unexpected output of benchmark:\n{text}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
     })
 }
 
 /// A million keys of 256 bytes: memory, disk, and the time from start to serving.
 fn million(pair: &[Peer; 2], benchmark: &Path) -> Result<(), String> {
-    println!("\n| 1M x 256 B | server | loaded RSS MiB | disk MiB | restart after stop s | RSS MiB | restart after kill -9 s | RSS MiB |");
+    println!(
+        "\n| 1M x 256 B | server | loaded RSS MiB | disk MiB | restart after stop s | RSS MiB | restart after kill -9 s | RSS MiB |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     for peer in pair {
         let mut server = start(&peer.binary, None)?;
@@ -262,7 +273,8 @@ fn stop(server: &mut Server, signal: &str) {
 /// User and system time of a process so far.
 fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
     (ticks(11) + ticks(12)) / TICKS_PER_SECOND
 }

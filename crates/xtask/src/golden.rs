@@ -22,7 +22,13 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     command.args(filters);
     run_command(&mut command)?;
     if bless {
-        run_command(Command::new("git").args(["--no-pager", "diff", "--stat", "--", "tests/scripts"]))?;
+        run_command(Command::new("git").args([
+            "--no-pager",
+            "diff",
+            "--stat",
+            "--",
+            "tests/scripts",
+        ]))?;
     }
     Ok(())
 }

@@ -71,9 +71,9 @@ fn check_remove(members: &[Member], id: u64, limits: &Limits) -> Result<(), Erro
 
 /// Checks new peer URLs of a member; returns its row with them.
 fn check_update(members: &[Member], request: &MemberUpdateRequest) -> Result<Member, Error> {
-    let urls = peer_urls::parse(&request.peer_ur_ls)?;
     let member = members.iter().find(|member| member.id == request.id);
     let member = member.ok_or(Error::MemberNotFound)?;
+    let urls = peer_urls::parse(&request.peer_ur_ls)?;
     check_urls_free(members, Some(member.id), &urls)?;
     Ok(Member { peer_ur_ls: request.peer_ur_ls.clone(), ..member.clone() })
 }
