@@ -71,9 +71,25 @@ impl Reader {
     /// `Compacted`, `FutureRevision`; `Stopped` if this member is failing.
     pub fn range(&self, request: &RangeRequest) -> Result<(RangeResponse, i64), Error> {
         count(&self.state.counters.ranges, 1);
-        let current = self.revision();
-        let response = range(&self.state, request, current).map_err(refusal)?;
-        Ok((response, current))
+        self.at_newest(request.revision, |current| range(&self.state, request, current))
+    }
+
+    /// Reads at the newest revision. A compaction may overtake the read; one that asked for no
+    /// revision of its own then starts again, for its client cannot know what was compacted.
+    fn at_newest<T>(
+        &self,
+        asked: i64,
+        read: impl Fn(i64) -> Result<T, Failure>,
+    ) -> Result<(T, i64), Error> {
+        loop {
+            let current = self.revision();
+            match read(current) {
+                Ok(answer) => return Ok((answer, current)),
+                Err(Failure::Refused(Error::Compacted))
+                    if asked <= 0 && current < self.compacted() => {}
+                Err(failure) => return Err(refusal(failure)),
+            }
+        }
     }
 
     /// Whether a range needs no disk and so few keys that it may run on an async thread.
@@ -98,10 +114,11 @@ impl Reader {
     /// As `range`.
     pub fn range_chunks(&self, request: &RangeRequest) -> Result<StreamedRange, Error> {
         count(&self.state.counters.ranges, 1);
-        let started = self.revision();
-        let revision = range::at(&self.state, request, started)?;
         let span = Span::new(&request.key, &request.range_end);
-        let count = count_keys(&self.state, &span, revision)?;
+        let ((revision, count), started) = self.at_newest(request.revision, |current| {
+            let revision = range::at(&self.state, request, current)?;
+            Ok((revision, count_keys(&self.state, &span, revision)?))
+        })?;
         let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
         Ok(StreamedRange {
             state: self.state.clone(),
@@ -122,13 +139,11 @@ impl Reader {
     /// As `range`.
     pub fn txn_read_only(&self, request: &TxnRequest) -> Result<(TxnResponse, i64), Error> {
         count(&self.state.counters.txns, 1);
-        let revision = self.revision();
-        let run = || {
+        self.at_newest(0, |revision| {
             let choice = txn::choose(&self.state, request, revision)?;
             txn::check(&self.state, request, &choice, revision)?;
             txn::run_read_only(&self.state, request, &choice, revision)
-        };
-        Ok((run().map_err(refusal)?, revision))
+        })
     }
 
     /// History from a revision on: up to `max_revisions` revisions or about `max_bytes`, at least one
