@@ -135,6 +135,8 @@ async fn one_member_serves_watches() {
     stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: 1 })).await;
     let canceled = stream.next().await;
     assert!(canceled.canceled && canceled.watch_id == 1);
+    stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: 0 })).await;
+    assert!(stream.next().await.canceled);
     drop(stream.requests);
     let end = tokio::time::timeout(DEADLINE, stream.responses.message()).await;
     assert_eq!(end.expect("in time").expect("a good end"), None);

@@ -443,6 +443,8 @@ async fn the_stream_ends_as_its_cause_says() {
     let world = World::new(1000, Tuning::default());
     let mut client = world.client();
     created(&mut client, create("a", "")).await;
+    client.cancel(0);
+    assert!(client.next().await.canceled);
     client.half_close();
     assert!(client.ending().await.is_ok());
 
@@ -456,6 +458,21 @@ async fn the_stream_ends_as_its_cause_says() {
     let status = client.ending().await.expect_err("there is no leader");
     assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
     assert_eq!((world.hub.stats().watchers(), world.hub.stats().streams()), (0, 0));
+}
+
+/// As etcd does: one-shot clients close their side and listen on.
+#[tokio::test]
+async fn watchers_outlive_the_clients_side_of_the_stream() {
+    let world = World::new(1000, Tuning::default());
+    let mut client = world.client();
+    client.create(create("a", ""));
+    client.ask_progress();
+    client.half_close();
+    assert!(client.next().await.created);
+    assert!(is_progress(&client.next().await));
+    world.model.put("a", "1");
+    assert_eq!(brief(&client.next().await), [("a".into(), 2)]);
+    assert_silent(&mut client).await;
 }
 
 #[tokio::test]

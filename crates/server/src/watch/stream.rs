@@ -53,7 +53,8 @@ pub struct WatchStream<S: Source, R> {
     source: S,
     hub: HubHandle,
     options: StreamOptions,
-    requests: R,
+    /// `None` once the client has closed its side; its watchers then go on without it.
+    requests: Option<R>,
     ends: Ends,
     watchers: Watchers,
     /// Our stay in the hub, from the first join until the hub closes our queue.
@@ -116,7 +117,7 @@ where
             source,
             hub,
             options,
-            requests,
+            requests: Some(requests),
             ends,
             watchers: Watchers::default(),
             stay: None,
@@ -153,6 +154,11 @@ where
                 State::Ending(Err(status)) => return Some(Err(status)),
                 State::Ending(Ok(())) | State::Ended => return None,
             }
+            if self.requests.is_none() && self.watchers.len() == 0 {
+                // Nothing can come any more. With watchers it can: etcd's gateway and one-shot
+                // clients close their side right after the create request and go on listening.
+                return None;
+            }
             self.start_slice();
             let step = self.wait().await;
             if self.take(step).await.is_err() {
@@ -169,7 +175,7 @@ where
             biased;
             slice = slice_read(&mut self.slice) => Step::SliceRead(slice),
             status = &mut self.ends => Step::Over(status),
-            request = self.requests.next() => Step::Asked(request),
+            request = asked(&mut self.requests) => Step::Asked(request),
             () = ticked(&mut self.progress_timer, self.watchers.notified() > 0) => Step::Ticked,
             delivery = delivered(&mut self.stay) => Step::Delivered(delivery),
         }
@@ -181,7 +187,7 @@ where
             Step::Over(status) => self.end(Err(status)),
             Step::Asked(Some(Ok(request))) => self.answer(request).await?,
             Step::Asked(Some(Err(status))) => self.end(Err(status)),
-            Step::Asked(None) => self.end(Ok(())),
+            Step::Asked(None) => self.requests = None,
             Step::Ticked => self.tick().await?,
             Step::Delivered(Some(delivery)) => {
                 let mut bytes = self.take_delivery(delivery).await?;
@@ -570,6 +576,17 @@ async fn slice_read(slice: &mut Option<RunningSlice>) -> Slice {
     match slice {
         // A join error means that the read panicked or the runtime ends.
         Some(slice) => (&mut slice.read).await.unwrap_or(Slice::Failed(Error::Stopped)),
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the client's next request; `None` = it has closed its side. Cancel safe.
+async fn asked<R>(requests: &mut Option<R>) -> Option<Result<WatchRequest, Status>>
+where
+    R: Stream<Item = Result<WatchRequest, Status>> + Unpin,
+{
+    match requests {
+        Some(requests) => requests.next().await,
         None => std::future::pending().await,
     }
 }
