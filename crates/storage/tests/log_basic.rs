@@ -160,6 +160,53 @@ fn a_truncation_takes_the_durable_index_back_at_once() {
     }
 }
 
+/// A log with long segments, ten large entries, and its writer held up in a callback until the
+/// returned end is dropped: what is asked meanwhile queues up.
+fn held_log() -> (Log, std::sync::mpsc::Sender<()>) {
+    let options = LogOptions { segment_bytes: 32 << 20, ..options() };
+    let log = Log::open_on(options, Arc::new(SimDisk::new())).expect("a new log").log;
+    wait(|done| log.save_vote(Bytes::from_static(b"v"), done)).expect("the vote");
+    append(&log, entries(1, 1..=10, LARGE));
+    let (release, held) = channel::<()>();
+    let (arrived, arrival) = channel();
+    let hold = move |_| {
+        arrived.send(()).expect("the test is waiting");
+        held.recv().expect_err("the test drops its end");
+    };
+    log.save_vote(Bytes::from_static(b"w"), Box::new(hold));
+    arrival.recv().expect("the writer has arrived");
+    (log, release)
+}
+
+/// Five entries of this size fill one write of the writer.
+const LARGE: usize = 900 << 10;
+
+#[test]
+fn an_append_that_was_truncated_before_its_sync_is_not_published() {
+    let (log, release) = held_log();
+    let (sender, receiver) = channel();
+    let durable = log.durable();
+    let done = move |_| sender.send(durable.index()).expect("the test is waiting");
+    log.append(entries(1, 11..=15, LARGE), Box::new(done));
+    log.truncate_after(4, Box::new(|_| {}));
+    drop(release);
+    assert_eq!(receiver.recv(), Ok(4), "entries 5 to 15 are no longer in the log");
+}
+
+#[test]
+fn entries_stay_in_memory_until_they_are_in_a_file() {
+    let (log, release) = held_log();
+    let (sender, receiver) = channel();
+    let inner = log.clone();
+    // Between the two writes the second append is in no file, and the tail is far over its limit.
+    let done = move |_| sender.send(inner.read(16, 21, usize::MAX)).expect("the test is waiting");
+    log.append(entries(1, 11..=15, LARGE), Box::new(done));
+    log.append(entries(1, 16..=20, LARGE), Box::new(|_| {}));
+    drop(release);
+    let read = receiver.recv().expect("the callback comes").expect("it reads");
+    assert_eq!(read, entries(1, 16..=20, LARGE));
+}
+
 #[test]
 fn purged_segments_are_recycled_and_their_bytes_never_return() {
     let disk = SimDisk::new();
@@ -277,6 +324,32 @@ fn a_full_disk_stops_entries_but_not_votes() {
     eventually("growing again", || log.can_grow());
     drop(log);
     assert_eq!(all(&open(&disk).expect("it reopens").log), entries(1, 46..=90, 300));
+}
+
+#[test]
+fn votes_keep_their_order_when_the_reserve_runs_out() {
+    let disk = SimDisk::new();
+    let log = new_log(&disk);
+    append(&log, entries(1, 1..=40, 300));
+    eventually("the first spare", || disk.paths().iter().any(|it| it.ends_with("spare-0.next")));
+    disk.set_faults(Faults { full: true, ..Faults::default() });
+    log.append(entries(1, 41..=120, 300), Box::new(|_| {}));
+    eventually("the writer is stuck", || !log.can_grow() && log.durable().index() > 80);
+    let mut done = Vec::new();
+    for bytes in [1000, 1000, 1000, 1000, 10] {
+        let (sender, receiver) = channel();
+        let vote = Bytes::from(vec![b'v'; bytes]);
+        let answer = move |result: Result<(), LogError>| sender.send(result.is_ok()).expect("wait");
+        log.save_vote(vote, Box::new(answer));
+        done.push(receiver);
+    }
+    disk.set_faults(Faults::default());
+    for receiver in done {
+        assert_eq!(receiver.recv(), Ok(true));
+    }
+    drop(log);
+    let vote = open(&disk).expect("it reopens").vote.expect("a vote was saved");
+    assert_eq!(vote.len(), 10, "the last vote is the one that counts");
 }
 
 #[test]

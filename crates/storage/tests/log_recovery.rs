@@ -92,6 +92,21 @@ fn a_tail_of_which_only_later_bytes_arrived_is_cut_too() {
 }
 
 #[test]
+fn what_stood_behind_a_torn_record_never_comes_back() {
+    let torn = torn(13..=15, 300);
+    let mut bytes = first_bytes(&torn.after);
+    // The first record of the write is lost, the two behind it are whole.
+    bytes[torn.range.start..torn.range.start + 32].fill(0);
+    let disk = with(&torn.after, &segment(1), bytes);
+    let opened = open(&disk).expect("the tail is cut");
+    assert_eq!(opened.last, id(1, DURABLE));
+    // As long as the lost one: the old record 14 would follow it without a gap.
+    append(&opened.log, vec![entry(1, 13, 300)]);
+    let opened = open(&copy(&disk)).expect("it reopens");
+    assert_eq!(opened.last, id(1, 13));
+}
+
+#[test]
 fn a_tail_with_a_hole_or_garbage_is_cut() {
     let torn = torn(13..=15, 300);
     let new = first_bytes(&torn.after);

@@ -195,7 +195,7 @@ impl Memory {
     /// The caller guarantees `purged < from < to <= last + 1`.
     pub(super) fn locate(&self, from: u64, to: u64, bytes_max: usize) -> Option<Source> {
         if self.held(from).is_some() {
-            return Some(Source::Tail(self.from_tail(from, to, bytes_max)));
+            return Some(Source::Tail(self.held_entries(from, to, bytes_max)));
         }
         let (segment, _) = self.slot(from)?;
         let first_held = self.tail.front().map_or(u64::MAX, |held| held.entry.id.index);
@@ -219,7 +219,7 @@ impl Memory {
         Some(Source::File(FileRun { path, file, seed: segment.seed, from, slots }))
     }
 
-    fn from_tail(&self, from: u64, to: u64, bytes_max: usize) -> Vec<Entry> {
+    fn held_entries(&self, from: u64, to: u64, bytes_max: usize) -> Vec<Entry> {
         let front = self.tail.front().map_or(0, |held| held.entry.id.index);
         let mut entries = Vec::new();
         let mut bytes = 0;
