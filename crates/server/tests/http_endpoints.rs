@@ -198,6 +198,54 @@ fn calls_are_counted_by_method_and_code() {
     }
 }
 
+#[test]
+fn an_open_watch_does_not_hold_up_the_end() {
+    use std::os::unix::process::ExitStatusExt;
+    let mut server = Server::start(&[]);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let endpoint = format!("http://127.0.0.1:{}", server.client);
+    let mut events = runtime.block_on(async {
+        let endpoint = tonic::transport::Endpoint::from_shared(endpoint).expect("an endpoint");
+        let mut watch = WatchClient::new(endpoint.connect().await.expect("connected"));
+        let create = WatchCreateRequest { key: "k".into(), ..Default::default() };
+        let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let requests = futures::StreamExt::chain(
+            futures::stream::iter([create]),
+            futures::stream::pending::<WatchRequest>(),
+        );
+        let mut events = watch.watch(requests).await.expect("a stream").into_inner();
+        assert!(events.message().await.expect("an answer").expect("a message").created);
+        events
+    });
+    let id = server.child.id().to_string();
+    let sent = std::process::Command::new("kill").arg(&id).status().expect("kill runs");
+    assert!(sent.success());
+    let status = runtime.block_on(events.message()).expect_err("the stream ends");
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+    assert_eq!(status.message(), "etcdserver: server stopped");
+    assert_eq!(server.child.wait().expect("the process ends").signal(), Some(15));
+    assert!(!server.log().contains("although requests are in flight"), "{}", server.log());
+}
+
+#[test]
+fn local_sockets_are_served_and_removed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("etcd.sock");
+    // Left by a process that was killed.
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
+    let flag = format!("--listen-client-http-urls=unix://{}", path.display());
+    let mut server = Server::start(&[&flag]);
+    let mut stream = std::os::unix::net::UnixStream::connect(&path).expect("connected");
+    let request = "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    std::io::Write::write_all(&mut stream, request.as_bytes()).expect("sent");
+    let answer = std::io::read_to_string(stream).expect("an answer");
+    assert!(answer.ends_with(HEALTHY), "{answer}");
+    let id = server.child.id().to_string();
+    assert!(std::process::Command::new("kill").arg(&id).status().expect("kill runs").success());
+    server.child.wait().expect("the process ends");
+    assert!(!path.exists());
+}
+
 /// A raw HTTP/2 call, since the gRPC client would watch the deadline itself.
 #[tokio::test]
 async fn a_passed_deadline_ends_the_call() {
