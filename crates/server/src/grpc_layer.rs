@@ -37,12 +37,7 @@ pub struct GrpcService {
 impl GrpcService {
     /// Puts the counters around `routes`; unary calls over `slow` are logged.
     #[must_use]
-    pub fn new(
-        routes: Routes,
-        metrics: Arc<Metrics>,
-        shutdown: Shutdown,
-        slow: Duration,
-    ) -> Self {
+    pub fn new(routes: Routes, metrics: Arc<Metrics>, shutdown: Shutdown, slow: Duration) -> Self {
         let routes = routes.prepare();
         Self { routes, metrics, shutdown, client_versions: Arc::default(), slow }
     }

@@ -22,7 +22,8 @@ use crate::config::Config;
 
 /// Libraries that speak too much at `info`; they are heard from `warn` on, unless the level is
 /// `debug`.
-const QUIET_TARGETS: [&str; 7] = ["openraft", "h2", "hyper", "hyper_util", "rustls", "tonic", "sled"];
+const QUIET_TARGETS: [&str; 7] =
+    ["openraft", "h2", "hyper", "hyper_util", "rustls", "tonic", "sled"];
 
 /// Where lines go.
 enum Output {
@@ -184,8 +185,7 @@ fn json_line(metadata: &Metadata<'_>, time: &str, fields: Fields) -> String {
 }
 
 fn console_line(metadata: &Metadata<'_>, time: &str, fields: Fields) -> String {
-    let mut line =
-        format!("{time}\t{}\t{}\t{}", level(metadata), caller(metadata), fields.message);
+    let mut line = format!("{time}\t{}\t{}\t{}", level(metadata), caller(metadata), fields.message);
     if !fields.others.is_empty() {
         line.push('\t');
         line.push_str(&Value::Object(fields.others).to_string());
@@ -236,8 +236,7 @@ mod tests {
         let path = directory.path().join("log");
         let name = path.display().to_string();
         let outputs = Arc::new(vec![open(&name).expect("a file")]);
-        let subscriber =
-            tracing_subscriber::registry().with(ZapLayer { outputs, is_json: true });
+        let subscriber = tracing_subscriber::registry().with(ZapLayer { outputs, is_json: true });
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!("member-id" = "8e9e", took = 3u64, "slow \"disk\"");
         });

@@ -358,7 +358,9 @@ async fn hand_over(node: &Node) {
         return;
     }
     let voters = node.reader().members().into_iter().filter(|member| !member.is_learner);
-    let Some(target) = voters.map(|member| member.id).find(|id| *id != status.member_id) else { return };
+    let Some(target) = voters.map(|member| member.id).find(|id| *id != status.member_id) else {
+        return;
+    };
     if let Err(error) = node.move_leader(target).await {
         tracing::warn!(%error, "cannot hand over leadership before stopping");
     }

@@ -41,14 +41,8 @@ const SUITES: [(&str, SupportedCipherSuite); 8] = [
         "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305",
         cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
     ),
-    (
-        "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
-        cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-    ),
-    (
-        "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
-        cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-    ),
+    ("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256),
+    ("TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384", cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384),
     (
         "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
         cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
@@ -125,9 +119,11 @@ pub fn check_cipher_suites(names: &[String]) -> Result<(), String> {
         }
     }
     if !names.is_empty() && !names.iter().any(|name| usable(name)) {
-        return Err("none of the suites in --cipher-suites is safe enough to be offered: name one \
+        return Err(
+            "none of the suites in --cipher-suites is safe enough to be offered: name one \
                     with ECDHE and GCM or CHACHA20"
-            .to_owned());
+                .to_owned(),
+        );
     }
     Ok(())
 }
@@ -194,10 +190,7 @@ impl Acceptor {
         }
         match read(&self.settings, &self.provider, &self.versions) {
             Ok(config) => {
-                tracing::info!(
-                    "cert-file" = self.settings.cert_file,
-                    "loaded changed TLS files"
-                );
+                tracing::info!("cert-file" = self.settings.cert_file, "loaded changed TLS files");
                 *loaded = Loaded { stamps, config: Arc::new(config) };
             }
             Err(error) => tracing::warn!(
@@ -290,8 +283,7 @@ fn read_key(path: &str) -> Result<PrivateKeyDer<'static>, TlsError> {
 }
 
 fn read_file(path: &str) -> Result<Vec<u8>, TlsError> {
-    fs::read(Path::new(path))
-        .map_err(|source| TlsError::Read { path: path.to_owned(), source })
+    fs::read(Path::new(path)).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

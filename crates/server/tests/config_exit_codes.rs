@@ -52,11 +52,8 @@ fn mistakes_end_with_the_codes_of_etcd() {
 
 #[test]
 fn a_variable_beside_its_flag_ends_with_1_and_says_which() {
-    let output = process::command()
-        .arg("--name=a")
-        .env("ETCD_NAME", "a")
-        .output()
-        .expect("the binary runs");
+    let output =
+        process::command().arg("--name=a").env("ETCD_NAME", "a").output().expect("the binary runs");
     assert_eq!(output.status.code(), Some(1));
     let log = String::from_utf8(output.stderr).expect("text");
     let line: serde_json::Value = serde_json::from_str(log.trim()).expect("one JSON line");

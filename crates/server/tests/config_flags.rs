@@ -89,10 +89,8 @@ fn value_of(name: &str, kind: Kind) -> (&'static str, &'static [&'static str]) {
 fn every_flag_parses_in_every_syntax() {
     for flag in FLAGS.iter().filter(|flag| !REFUSED.contains(&flag.name)) {
         let (value, partners) = value_of(flag.name, flag.kind);
-        let mut forms = vec![
-            vec![format!("--{}={value}", flag.name)],
-            vec![format!("-{}={value}", flag.name)],
-        ];
+        let mut forms =
+            vec![vec![format!("--{}={value}", flag.name)], vec![format!("-{}={value}", flag.name)]];
         if flag.kind == Kind::Bool {
             forms.push(vec![format!("--{}", flag.name)]);
             forms.push(vec![format!("--{}=1", flag.name)]);
@@ -204,15 +202,38 @@ fn the_documented_flags_exist_with_their_defaults() {
         assert_eq!((flag.show)(&defaults), default, "{name}");
     }
     let others = [
-        "client-cert-file", "client-key-file", "client-crl-file", "peer-crl-file",
-        "client-cert-allowed-hostname", "auto-tls", "peer-auto-tls", "peer-client-cert-file",
-        "peer-client-key-file", "peer-cert-allowed-cn", "peer-cert-allowed-hostname",
-        "peer-skip-client-san-verification", "discovery-srv", "discovery-srv-name",
-        "discovery-endpoints", "discovery-token", "discovery-cert", "discovery-key",
-        "discovery-cacert", "discovery-user", "discovery-password", "backend-batch-interval",
-        "backend-batch-limit", "compaction-batch-limit", "compaction-sleep-interval",
-        "watch-progress-notify-interval", "v2-deprecation", "feature-gates", "config-file",
-        "log-rotation-config-json", "distributed-tracing-instance-id", "initial-cluster",
+        "client-cert-file",
+        "client-key-file",
+        "client-crl-file",
+        "peer-crl-file",
+        "client-cert-allowed-hostname",
+        "auto-tls",
+        "peer-auto-tls",
+        "peer-client-cert-file",
+        "peer-client-key-file",
+        "peer-cert-allowed-cn",
+        "peer-cert-allowed-hostname",
+        "peer-skip-client-san-verification",
+        "discovery-srv",
+        "discovery-srv-name",
+        "discovery-endpoints",
+        "discovery-token",
+        "discovery-cert",
+        "discovery-key",
+        "discovery-cacert",
+        "discovery-user",
+        "discovery-password",
+        "backend-batch-interval",
+        "backend-batch-limit",
+        "compaction-batch-limit",
+        "compaction-sleep-interval",
+        "watch-progress-notify-interval",
+        "v2-deprecation",
+        "feature-gates",
+        "config-file",
+        "log-rotation-config-json",
+        "distributed-tracing-instance-id",
+        "initial-cluster",
     ];
     for name in others {
         assert!(FLAGS.iter().any(|flag| flag.name == name), "{name}");
@@ -283,15 +304,23 @@ fn a_command_line_that_does_not_parse_ends_with_2() {
         (&["--=x"], "bad flag syntax: --=x"),
         (&["--name"], "flag needs an argument: -name"),
         (&["--snapshot-count=ten"], "invalid value \"ten\" for flag -snapshot-count: parse error"),
-        (&["--client-cert-auth=maybe"],
-         "invalid boolean value \"maybe\" for -client-cert-auth: parse error"),
-        (&["--corrupt-check-time=5"],
-         "invalid value \"5\" for flag -corrupt-check-time: parse error"),
-        (&["--feature-gates=Nope=true"],
-         "invalid value \"Nope=true\" for flag -feature-gates: unrecognized feature gate: Nope"),
-        (&["--listen-peer-urls=localhost:1"],
-         "invalid value \"localhost:1\" for flag -listen-peer-urls: URL scheme must be http, \
-          https, unix, or unixs: localhost:1"),
+        (
+            &["--client-cert-auth=maybe"],
+            "invalid boolean value \"maybe\" for -client-cert-auth: parse error",
+        ),
+        (
+            &["--corrupt-check-time=5"],
+            "invalid value \"5\" for flag -corrupt-check-time: parse error",
+        ),
+        (
+            &["--feature-gates=Nope=true"],
+            "invalid value \"Nope=true\" for flag -feature-gates: unrecognized feature gate: Nope",
+        ),
+        (
+            &["--listen-peer-urls=localhost:1"],
+            "invalid value \"localhost:1\" for flag -listen-peer-urls: URL scheme must be http, \
+          https, unix, or unixs: localhost:1",
+        ),
     ];
     for (arguments, text) in cases {
         let failure = failure(arguments);
@@ -306,41 +335,69 @@ fn settings_that_do_not_fit_together_end_with_1() {
         (&["stray"], "\"stray\" is not a valid flag"),
         (&["--client-cert-auth", "true"], "\"true\" is not a valid flag"),
         (&["--", "--name=x"], "\"--name=x\" is not a valid flag"),
-        (&["--listen-client-urls=http://0.0.0.0:2379"],
-         "--advertise-client-urls is required when --listen-client-urls is set explicitly"),
-        (&["--election-timeout=200"],
-         "--election-timeout[200ms] should be at least as 5 times as --heartbeat-interval[100ms]"),
-        (&["--election-timeout=50001"],
-         "--election-timeout[50001ms] is too long, and should be set less than 50000ms"),
-        (&["--listen-peer-urls=http://example.com:1"],
-         "expected IP in URL for binding (http://example.com:1)"),
-        (&["--tls-min-version=TLS1.1"],
-         "unexpected TLS version \"TLS1.1\" (must be one of: TLS1.2, TLS1.3)"),
-        (&["--tls-min-version=TLS1.3", "--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"],
-         "cipher suites cannot be configured when only TLS1.3 is enabled"),
+        (
+            &["--listen-client-urls=http://0.0.0.0:2379"],
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+        ),
+        (
+            &["--election-timeout=200"],
+            "--election-timeout[200ms] should be at least as 5 times as --heartbeat-interval[100ms]",
+        ),
+        (
+            &["--election-timeout=50001"],
+            "--election-timeout[50001ms] is too long, and should be set less than 50000ms",
+        ),
+        (
+            &["--listen-peer-urls=http://example.com:1"],
+            "expected IP in URL for binding (http://example.com:1)",
+        ),
+        (
+            &["--tls-min-version=TLS1.1"],
+            "unexpected TLS version \"TLS1.1\" (must be one of: TLS1.2, TLS1.3)",
+        ),
+        (
+            &["--tls-min-version=TLS1.3", "--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"],
+            "cipher suites cannot be configured when only TLS1.3 is enabled",
+        ),
         (&["--cipher-suites=TLS_NONE"], "unexpected TLS cipher suite \"TLS_NONE\""),
-        (&["--listen-peer-urls=https://127.0.0.1:1"],
-         "TLS key/cert (--cert-file, --key-file or their peer forms) must be provided for \
-          https://127.0.0.1:1"),
-        (&["--initial-cluster=a=http://localhost:2380"],
-         "couldn't find local name \"default\" in the initial cluster configuration"),
-        (&["--initial-cluster=default=http://127.0.0.1:1"],
-         "--initial-cluster has default=http://127.0.0.1:1 but --initial-advertise-peer-urls has \
-          default=http://localhost:2380"),
-        (&["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"],
-         "initial cluster has duplicate URLs: default=http://localhost:2380,\
-          b=http://localhost:2380"),
-        (&["--initial-cluster-state=old"],
-         "invalid value \"old\" for flag -initial-cluster-state: must be one of new, existing"),
-        (&["--discovery-srv=example.com"],
-         "--discovery-srv is not supported yet; list the members in --initial-cluster"),
+        (
+            &["--listen-peer-urls=https://127.0.0.1:1"],
+            "TLS key/cert (--cert-file, --key-file or their peer forms) must be provided for \
+          https://127.0.0.1:1",
+        ),
+        (
+            &["--initial-cluster=a=http://localhost:2380"],
+            "couldn't find local name \"default\" in the initial cluster configuration",
+        ),
+        (
+            &["--initial-cluster=default=http://127.0.0.1:1"],
+            "--initial-cluster has default=http://127.0.0.1:1 but --initial-advertise-peer-urls has \
+          default=http://localhost:2380",
+        ),
+        (
+            &["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"],
+            "initial cluster has duplicate URLs: default=http://localhost:2380,\
+          b=http://localhost:2380",
+        ),
+        (
+            &["--initial-cluster-state=old"],
+            "invalid value \"old\" for flag -initial-cluster-state: must be one of new, existing",
+        ),
+        (
+            &["--discovery-srv=example.com"],
+            "--discovery-srv is not supported yet; list the members in --initial-cluster",
+        ),
         (&["--proxy=on"], "--proxy=on is not supported: this part of etcd 2 no longer exists"),
         (&["--auto-compaction-mode=daily"], "unknown --auto-compaction-mode \"daily\""),
-        (&["--feature-gates=LeaseCheckpointPersist=true"],
-         "enabling feature gate LeaseCheckpointPersist requires enabling feature gate \
-          LeaseCheckpoint"),
-        (&["--cert-file=only"],
-         "client certificate and key file must both be given or both be absent"),
+        (
+            &["--feature-gates=LeaseCheckpointPersist=true"],
+            "enabling feature gate LeaseCheckpointPersist requires enabling feature gate \
+          LeaseCheckpoint",
+        ),
+        (
+            &["--cert-file=only"],
+            "client certificate and key file must both be given or both be absent",
+        ),
     ];
     for (arguments, text) in cases {
         let failure = failure(arguments);

@@ -30,7 +30,8 @@ fn probes_and_versions_answer_as_etcd_does() {
         let body = answer.expect("an answer").body;
         assert_eq!(body.lines().count(), 4, "{body}");
         assert!(!body.contains("non_learner"), "{body}");
-        for path in ["/", "/livez/non_learner", "/readyz/nothing", "/v3/kv/range", "/debug/pprof/"] {
+        for path in ["/", "/livez/non_learner", "/readyz/nothing", "/v3/kv/range", "/debug/pprof/"]
+        {
             let answer = get(port, path).expect("an answer");
             assert_eq!((answer.status, answer.body.as_str()), (404, NOT_FOUND), "{path}");
         }

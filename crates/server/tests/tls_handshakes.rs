@@ -131,9 +131,8 @@ impl Server {
         let listener = Listener::bind(url, config, Some(&acceptor)).expect("bound");
         let address = listener.local_addr().expect("an address");
         let shutdown = Shutdown::default();
-        let handler = |_request| async {
-            http::Response::new(tonic::body::Body::new("ok".to_owned()))
-        };
+        let handler =
+            |_request| async { http::Response::new(tonic::body::Body::new("ok".to_owned())) };
         let rules = ConnectionRules::new(config);
         tokio::spawn(listener.serve(rules, None, shutdown.clone(), handler));
         Self { address, shutdown }

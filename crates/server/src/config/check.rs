@@ -115,9 +115,15 @@ fn check_words(config: &Config) -> Result<(), String> {
         let is_known = words.contains(&value);
         is_known.then_some(()).ok_or(format!("unknown --{flag} \"{value}\" (one of: {texts})"))
     };
-    one_of("initial-cluster-state", &config.initial_cluster_state, &["new", "existing"])
-        .map_err(|_| format!("invalid value \"{}\" for flag -initial-cluster-state: must be one \
-                              of new, existing", config.initial_cluster_state))?;
+    one_of("initial-cluster-state", &config.initial_cluster_state, &["new", "existing"]).map_err(
+        |_| {
+            format!(
+                "invalid value \"{}\" for flag -initial-cluster-state: must be one \
+                              of new, existing",
+                config.initial_cluster_state
+            )
+        },
+    )?;
     one_of("discovery-fallback", &config.discovery_fallback, &["exit"])?;
     one_of("metrics", &config.metrics, &["basic", "extensive"])?;
     one_of("logger", &config.logger, &["zap"])?;
@@ -213,7 +219,9 @@ fn check_peer_tls(config: &Config) -> Result<(), String> {
 
 fn check_tls(tls: &TlsSettings, urls: &[Url], side: &str) -> Result<(), String> {
     if tls.cert_file.is_empty() != tls.key_file.is_empty() {
-        return Err(format!("{side} certificate and key file must both be given or both be absent"));
+        return Err(format!(
+            "{side} certificate and key file must both be given or both be absent"
+        ));
     }
     if !tls.allowed_cn.is_empty() && !tls.allowed_hostname.is_empty() {
         return Err(format!("{side} allowed common names and host names cannot both be given"));

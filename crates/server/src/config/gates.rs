@@ -151,8 +151,9 @@ impl Value for FeatureGates {
     fn parse(text: &str) -> Result<Self, String> {
         let mut gates = Self::default();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let (name, value) =
-                part.split_once('=').ok_or(format!("missing bool value for feature gate: {part}"))?;
+            let (name, value) = part
+                .split_once('=')
+                .ok_or(format!("missing bool value for feature gate: {part}"))?;
             let (name, value) = (name.trim(), value.trim());
             let enabled = bool::parse(value)
                 .map_err(|_| format!("invalid value of {name}={value}: not a bool"))?;

@@ -189,12 +189,7 @@ impl Settings {
         Ok(())
     }
 
-    fn set_old_gate(
-        &mut self,
-        name: &str,
-        gate: &'static str,
-        text: &str,
-    ) -> Result<(), SetError> {
+    fn set_old_gate(&mut self, name: &str, gate: &'static str, text: &str) -> Result<(), SetError> {
         let enabled = bool::parse(text).map_err(SetError::Value)?;
         self.notices.push(Notice::warning(
             format!("--{name} is an old name, use --feature-gates={gate}={text}"),

@@ -24,12 +24,8 @@ pub(super) enum Check {
 }
 
 const LIVE: [Check; 1] = [Check::SerializableRead];
-const READY: [Check; 4] = [
-    Check::DataCorruption,
-    Check::SerializableRead,
-    Check::LinearizableRead,
-    Check::NonLearner,
-];
+const READY: [Check; 4] =
+    [Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner];
 
 /// The checks of a path, `None` for a path of something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,11 +167,7 @@ pub(super) async fn health<B>(shared: &Shared, request: &Request<B>) -> HttpResp
 }
 
 /// Alarms first, then the leader, then a read; the first failure is the reason.
-async fn healthy(
-    shared: &Shared,
-    excluded: &[&str],
-    is_serializable: bool,
-) -> Result<(), String> {
+async fn healthy(shared: &Shared, excluded: &[&str], is_serializable: bool) -> Result<(), String> {
     let Some(app) = shared.app.get() else { return Err("RAFT NO LEADER".to_owned()) };
     for row in app.reader.alarms() {
         let name = match row.alarm() {

@@ -136,7 +136,8 @@ impl GrpcMetrics {
         let mut methods = HashMap::new();
         for (service, names) in METHODS {
             for (method, kind) in *names {
-                methods.insert(format!("/{service}/{method}"), families.method(kind, service, method));
+                methods
+                    .insert(format!("/{service}/{method}"), families.method(kind, service, method));
             }
         }
         Self { methods }
