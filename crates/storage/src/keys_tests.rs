@@ -21,8 +21,11 @@ fn row(tombstone: bool) -> Row {
     Row { key: RevisionKey { main: 0x0102, sub: 3 }, tombstone, kv }
 }
 
+/// Key and payload in hexadecimal.
+type HexPair = (&'static str, &'static str);
+
 /// One change of each kind with the pairs that it puts and the keys that it removes.
-fn changes() -> Vec<(MetaChange, Vec<(&'static str, &'static str)>, Vec<&'static str>)> {
+fn changes() -> Vec<(MetaChange, Vec<HexPair>, Vec<&'static str>)> {
     let alarm = AlarmMember { member_id: 7, alarm: 1 };
     vec![
         (

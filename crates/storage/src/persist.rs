@@ -32,6 +32,9 @@ const QUEUE_BYTES: usize = 256 << 20;
 /// Compaction slices waiting to be removed. At the bound `remove_rows` blocks, which slows the
 /// compaction thread down.
 const QUEUE_SLICES: usize = 4;
+/// The same while a snapshot or a hash holds the rows: so many that the compaction thread is not held
+/// up with them, which would also hold up a shutdown. About 30 MiB of row names.
+const QUEUE_SLICES_HELD: usize = 1000;
 
 /// How the persister works.
 #[derive(Clone)]
@@ -103,8 +106,6 @@ struct Queue {
     rewrites: Vec<SyncSender<Result<bool, Fatal>>>,
     cuts: VecDeque<CutRequest>,
     is_stopping: bool,
-    /// With `is_stopping`: leave without writing what is queued.
-    is_abandoned: bool,
 }
 
 /// Somebody wants the tables as of everything pushed so far.
@@ -199,7 +200,11 @@ impl Persister {
     /// that compaction. Blocks while too many slices wait; does nothing after shutdown.
     pub(crate) fn remove_rows(&self, rows: Vec<(RevisionKey, bool)>, done: i64, last: bool) {
         let mut queue = self.shared.queue.lock();
-        while queue.slices.len() >= QUEUE_SLICES && !queue.is_stopping {
+        loop {
+            let bound = if queue.holds > 0 { QUEUE_SLICES_HELD } else { QUEUE_SLICES };
+            if queue.slices.len() < bound || queue.is_stopping {
+                break;
+            }
             self.shared.room.wait(&mut queue);
         }
         let after = queue.pushed;
@@ -268,11 +273,12 @@ impl Persister {
     }
 
     /// Applied position of the last finished checkpoint.
+    #[cfg(test)]
     pub(crate) fn durable_applied(&self) -> LogId {
         *self.shared.durable_applied.borrow()
     }
 
-    /// Moves with `durable_applied`.
+    /// Applied position of the last finished checkpoint, and a signal each time it moves.
     pub(crate) fn durable_watch(&self) -> watch::Receiver<LogId> {
         self.shared.durable_applied.subscribe()
     }
@@ -331,20 +337,8 @@ impl Persister {
     /// Writes what is queued and durable in the log, makes a last checkpoint and ends the threads.
     /// A second call does nothing.
     pub(crate) fn shutdown(&self) {
-        self.stop(false);
-    }
-
-    /// Ends the threads as they stand: what is not in a checkpoint stays unwritten or unflushed.
-    #[cfg(test)]
-    fn abandon(&self) {
-        self.stop(true);
-    }
-
-    fn stop(&self, is_abandoned: bool) {
         let mut queue = self.shared.queue.lock();
-        if !queue.is_stopping {
-            (queue.is_stopping, queue.is_abandoned) = (true, is_abandoned);
-        }
+        queue.is_stopping = true;
         self.shared.work.notify_all();
         self.shared.room.notify_all();
         drop(queue);
@@ -357,7 +351,7 @@ impl Persister {
 
 impl Drop for Persister {
     fn drop(&mut self) {
-        self.stop(false);
+        self.shutdown();
     }
 }
 

@@ -190,6 +190,9 @@ fn set_aside(place: &Place, trouble: Trouble, log_purged: LogId) -> Result<(), O
 
 type Opened = (PathBuf, Box<dyn Backend>, Tables);
 
+/// A new generation that has replaced the old one.
+type Rewritten = Option<(PathBuf, Box<dyn Backend>)>;
+
 /// Makes an empty database. It counts only once all of it is on disk and `CURRENT` names it.
 fn create(place: &Place) -> Result<Opened, OpenError> {
     remove_other_generations(place);
@@ -254,10 +257,11 @@ pub(crate) fn remove_other_generations(place: &Place) {
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let is_generation = name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit());
-        if is_generation && current.as_ref() != Some(&path) {
-            if let Err(error) = fs::remove_dir_all(&path) {
-                tracing::warn!(path = %path.display(), %error, "cannot remove an unused state");
-            }
+        if is_generation
+            && current.as_ref() != Some(&path)
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot remove an unused state");
         }
     }
 }
@@ -301,7 +305,7 @@ fn read_back(
 
 /// Opens a database whose last user may just be leaving: the threads of a closed one give its lock
 /// back a little later.
-fn open_patiently(path: &Path, cache_bytes: u64) -> Result<SledBackend, EngineError> {
+pub(crate) fn open_patiently(path: &Path, cache_bytes: u64) -> Result<SledBackend, EngineError> {
     let until = Instant::now() + LOCK_WAIT_MAX;
     loop {
         match SledBackend::open(path, cache_bytes) {
@@ -391,10 +395,7 @@ fn read_all(mut backend: Box<dyn Backend>, out: &SyncSender<Message>) -> Message
 
 /// Copies all pairs into a new generation and makes it the current one, if the files have grown well
 /// beyond what they hold. Returns its directory and handle.
-pub(crate) fn rewrite(
-    place: &Place,
-    old: &mut dyn Backend,
-) -> Result<Option<(PathBuf, Box<dyn Backend>)>, EngineError> {
+pub(crate) fn rewrite(place: &Place, old: &mut dyn Backend) -> Result<Rewritten, EngineError> {
     let failed =
         |cause: &dyn std::fmt::Display| EngineError { doing: "rewrite", cause: cause.to_string() };
     let current = current_generation(place).map_err(|trouble| failed(&trouble.reason))?;

@@ -75,7 +75,11 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         let target = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy(&path, &target) } else { drop(fs::copy(&path, &target).unwrap()) }
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).unwrap();
+        }
     }
 }
 
@@ -196,6 +200,22 @@ fn an_unfinished_first_creation_is_made_anew() {
     replay(&mut store, ENTRIES);
     assert_eq!(answers(&reader), right);
     store.shutdown();
+}
+
+#[test]
+fn an_unfinished_rewrite_is_removed() {
+    let temp = tempfile::tempdir().unwrap();
+    let right = make(temp.path());
+    let state = temp.path().join("member/state");
+    // A rewrite that was cut off: a second generation, sound or not, that nothing names.
+    copy(&state.join("0000000000000001"), &state.join("0000000000000002"));
+    fs::create_dir(state.join("00000000000000ff")).unwrap();
+    let (store, reader) = open(&options(temp.path())).unwrap();
+    assert_eq!(answers(&reader), right);
+    store.shutdown();
+    let mut left: Vec<_> = fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["0000000000000001", "CURRENT"]);
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! The writing thread: drains the queue into the database, removes compacted rows, makes checkpoints
 //! and rewrites the database on request. It owns the only writing handle.
+//!
+//! The database never lets go of a leaf that was written since it was opened: its eviction passes over
+//! each leaf that has ever waited for a flush. A process would hold in memory all the history that it
+//! wrote. So once enough was written, and right after a checkpoint, the database is closed and opened.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,11 +19,16 @@ use crate::types::{Delta, Fatal, LogId, MetaChange};
 const BATCH_ROWS: usize = 5_000;
 /// Bytes in one call into the database.
 const BATCH_BYTES: usize = 8 << 20;
+/// Most rows that come into memory with one row: a leaf of the database.
+const LEAF_ROWS: u64 = 128;
+/// Part of the files that may be held in memory before the database is opened anew, since opening
+/// takes time in proportion to the files.
+const HELD_PART: u64 = 16;
 
 /// The thread's own things.
 pub(super) struct Writer<D> {
     shared: Arc<Shared>,
-    /// `None` only while a rewrite swaps it.
+    /// `None` only while a rewrite or a reopening swaps it.
     backend: Option<Box<dyn Backend>>,
     config: PersistConfig,
     durable: D,
@@ -30,6 +39,8 @@ pub(super) struct Writer<D> {
     dirty_bytes: u64,
     /// When the oldest write since the last checkpoint happened.
     dirty_since: Option<Instant>,
+    /// About how much the database holds in memory for writes since it was opened.
+    held_bytes: u64,
 }
 
 /// What the queue asks for next.
@@ -39,8 +50,7 @@ enum Task {
     Cut(CutRequest),
     Checkpoint,
     Rewrite(Vec<std::sync::mpsc::SyncSender<Result<bool, Fatal>>>),
-    /// Leave; true = with a checkpoint.
-    Stop(bool),
+    Stop,
 }
 
 impl<D: DurableLog> Writer<D> {
@@ -61,6 +71,7 @@ impl<D: DurableLog> Writer<D> {
             tally: at.tally,
             dirty_bytes: 0,
             dirty_since: None,
+            held_bytes: 0,
         }
     }
 
@@ -77,12 +88,13 @@ impl<D: DurableLog> Writer<D> {
 
     fn work(&mut self) -> Result<(), EngineError> {
         loop {
+            self.reopen_if_due()?;
             match self.next() {
                 Task::Deltas(deltas) => {
                     let last = deltas.last().map_or(0, |delta| delta.id.index);
                     if !self.durable.wait_for(last) {
                         // The log is closed: the rest of the queue comes back from it at the start.
-                        return self.finish(true);
+                        return self.finish();
                     }
                     self.write(deltas)?;
                     self.checkpoint_if_due()?;
@@ -101,7 +113,7 @@ impl<D: DurableLog> Writer<D> {
                         let _ = asker.send(Ok(rewritten));
                     }
                 }
-                Task::Stop(with_checkpoint) => return self.finish(with_checkpoint),
+                Task::Stop => return self.finish(),
             }
         }
     }
@@ -109,8 +121,8 @@ impl<D: DurableLog> Writer<D> {
     fn next(&self) -> Task {
         let mut queue = self.shared.queue.lock();
         loop {
-            if queue.is_stopping && (queue.is_abandoned || queue.deltas.is_empty()) {
-                return Task::Stop(!queue.is_abandoned);
+            if queue.is_stopping && queue.deltas.is_empty() {
+                return Task::Stop;
             }
             if !queue.rewrites.is_empty() {
                 return Task::Rewrite(std::mem::take(&mut queue.rewrites));
@@ -161,7 +173,7 @@ impl<D: DurableLog> Writer<D> {
     }
 
     fn backend(&mut self) -> &mut dyn Backend {
-        self.backend.as_mut().expect("only a rewrite takes the handle, and puts one back").as_mut()
+        self.backend.as_mut().expect("whoever takes the handle puts one back").as_mut()
     }
 
     fn write(&mut self, deltas: Vec<Delta>) -> Result<(), EngineError> {
@@ -213,6 +225,7 @@ impl<D: DurableLog> Writer<D> {
 
     fn note_dirty(&mut self, bytes: usize) {
         self.dirty_bytes += bytes as u64;
+        self.held_bytes += bytes as u64;
         self.dirty_since.get_or_insert_with(Instant::now);
     }
 
@@ -263,12 +276,19 @@ impl<D: DurableLog> Writer<D> {
     /// One slice, one checkpoint: removals touch leaves all over the tree, which stay in memory until
     /// they are flushed.
     fn remove(&mut self, slice: Slice) -> Result<(), EngineError> {
+        let (mut bytes, count) = (0, slice.rows.len() as u64);
+        let ends = slice.rows.first().zip(slice.rows.last());
+        let span = ends.map_or(0, |(first, last)| first.0.main.abs_diff(last.0.main) + 1);
         for (revision, tombstone) in slice.rows {
             let key = keys::row_key(revision, tombstone);
             if let Some(value) = self.backend().remove(&key)? {
+                bytes += value.len() as u64;
                 self.tally.subtract(&key, &value);
             }
         }
+        // The neighbors of a removed row come into memory with it.
+        let touched = span.clamp(count, count * LEAF_ROWS);
+        self.held_bytes += bytes / count.max(1) * touched;
         if slice.last {
             let finished = keys::encode_meta(&MetaChange::FinishedCompaction(slice.revision));
             self.write_puts(finished.puts)?;
@@ -279,6 +299,33 @@ impl<D: DurableLog> Writer<D> {
         }
         self.shared.queue.lock().is_removing = false;
         self.shared.room.notify_all();
+        Ok(())
+    }
+
+    /// Gives back the memory that the database holds for what was written. Only right after a
+    /// checkpoint: closing flushes, and nothing but a checkpoint may do so.
+    fn reopen_if_due(&mut self) -> Result<(), EngineError> {
+        let Some(place) = &self.config.place else { return Ok(()) };
+        if self.dirty_since.is_some() || self.held_bytes < place.cache_bytes {
+            return Ok(());
+        }
+        let cache_bytes = place.cache_bytes;
+        let dir = self.shared.generation_dir.lock().clone();
+        let Some(dir) = dir else { return Ok(()) };
+        if self.held_bytes < crate::disk::used_bytes(&dir) / HELD_PART {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let give = self.shared.reads.pause();
+        if let Some(old) = self.backend.take() {
+            old.close();
+        }
+        let fresh = recover::open_patiently(&dir, cache_bytes)?;
+        // A reader that is gone leaves with the process.
+        let _ = give.send(Some(fresh.reader()));
+        self.backend = Some(Box::new(fresh));
+        tracing::debug!(held_bytes = self.held_bytes, took = ?begun.elapsed(), "opened the state anew");
+        self.held_bytes = 0;
         Ok(())
     }
 
@@ -297,20 +344,19 @@ impl<D: DurableLog> Writer<D> {
         recover::remove_other_generations(&place);
         // A reader that is gone leaves with the process.
         let _ = give.send(Some(reader));
+        // The copy was flushed batch by batch, and all of it is in memory: it is due to be reopened.
+        self.held_bytes = u64::MAX >> 1;
         Ok(true)
     }
 
-    fn finish(&mut self, with_checkpoint: bool) -> Result<(), EngineError> {
-        if with_checkpoint && self.dirty_since.is_some() {
+    fn finish(&mut self) -> Result<(), EngineError> {
+        if self.dirty_since.is_some() {
             self.checkpoint()?;
         }
         // The reader closes first: the writer's handle must be the last.
         let _ = self.shared.reads.pause().send(None);
-        let backend =
-            self.backend.take().expect("only a rewrite takes the handle, and puts one back");
-        if with_checkpoint {
-            backend.close();
-        }
+        let backend = self.backend.take().expect("whoever takes the handle puts one back");
+        backend.close();
         let mut queue = self.shared.queue.lock();
         queue.is_stopping = true;
         queue.rewrites.clear();
