@@ -37,11 +37,7 @@ fn apply(criterion: &mut Criterion) {
         (next >> 20) % KEYS
     };
     criterion.bench_function("apply/put_256_existing_key", |bencher| {
-        bencher.iter_batched(
-            || put(spread()),
-            |op| store.apply(vec![op]),
-            BatchSize::SmallInput,
-        );
+        bencher.iter_batched(|| put(spread()), |op| store.apply(vec![op]), BatchSize::SmallInput);
     });
     criterion.bench_function("apply/entry_of_64_puts", |bencher| {
         bencher.iter_batched(

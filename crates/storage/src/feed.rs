@@ -98,7 +98,8 @@ impl Feed {
     /// Every revision after `after`, if the ring still remembers them all.
     pub fn recent(&self, after: i64) -> Recent {
         let ring = self.ring.read();
-        let Ok(known) = usize::try_from(after.saturating_add(1).saturating_sub(ring.first())) else {
+        let Ok(known) = usize::try_from(after.saturating_add(1).saturating_sub(ring.first()))
+        else {
             return Recent::TooOld;
         };
         Recent::Batches(ring.batches.iter().skip(known).cloned().collect())

@@ -220,7 +220,11 @@ impl Reader {
         let kv = row::key_value_of(&row.kv).ok_or_else(damaged)?;
         if row.tombstone {
             let prev_kv = self.before(&kv.key, revision)?;
-            return Ok(FeedEvent { kind: EventType::Delete, kv: deletion(kv.key, revision), prev_kv });
+            return Ok(FeedEvent {
+                kind: EventType::Delete,
+                kv: deletion(kv.key, revision),
+                prev_kv,
+            });
         }
         let is_new = kv.version == 1;
         let prev_kv = if is_new { None } else { self.before(&kv.key, revision)? };

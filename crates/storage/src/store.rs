@@ -186,9 +186,7 @@ impl Loader {
     /// # Errors
     /// The row is not what a store writes.
     pub(crate) fn row(&mut self, found: &Row) -> Result<(), Fatal> {
-        let damaged = |what| {
-            Fatal(format!("row {}.{}: {what}", found.key.main, found.key.sub))
-        };
+        let damaged = |what| Fatal(format!("row {}.{}: {what}", found.key.main, found.key.sub));
         let parsed = row::parse(&found.kv).ok_or_else(|| damaged("not a key-value record"))?;
         if found.key.main < self.newest {
             return Err(damaged("out of order"));
@@ -271,10 +269,8 @@ pub(crate) fn assemble(
         lease_moves: watch::Sender::new(0),
         counters: Counters::default(),
     });
-    let pace = Pace {
-        batch_limit: options.compaction_batch_limit,
-        sleep: options.compaction_sleep,
-    };
+    let pace =
+        Pace { batch_limit: options.compaction_batch_limit, sleep: options.compaction_sleep };
     let shared = state.clone();
     let compactor = std::thread::Builder::new()
         .name("compactor".into())

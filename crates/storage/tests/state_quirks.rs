@@ -11,7 +11,7 @@ use kelson_api::etcdserverpb::range_request::{SortOrder, SortTarget};
 use kelson_api::etcdserverpb::request_op::Request;
 use kelson_api::etcdserverpb::response_op::Response;
 use kelson_api::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmType, Compare, CompactionRequest, LeaseCheckpoint,
+    AlarmMember, AlarmRequest, AlarmType, CompactionRequest, Compare, LeaseCheckpoint,
     LeaseCheckpointRequest, LeaseGrantRequest, Member, PutRequest, RangeRequest, RequestOp,
     ResponseHeader, TxnRequest,
 };
@@ -103,10 +103,16 @@ fn count_is_before_limit_and_filters_and_more_after_them() {
     }
     let all = get("\0", "\0");
     let limited = fixture.range(RangeRequest { limit: 2, ..all.clone() });
-    assert_eq!((names(&limited), limited.more, limited.count), (vec!["a".into(), "b".into()], true, 4));
+    assert_eq!(
+        (names(&limited), limited.more, limited.count),
+        (vec!["a".into(), "b".into()], true, 4)
+    );
     let filtered = RangeRequest { limit: 2, min_mod_revision: 4, ..all.clone() };
     let filtered = fixture.range(filtered);
-    assert_eq!((names(&filtered), filtered.more, filtered.count), (vec!["c".into(), "d".into()], false, 4));
+    assert_eq!(
+        (names(&filtered), filtered.more, filtered.count),
+        (vec!["c".into(), "d".into()], false, 4)
+    );
     let counted = fixture.range(RangeRequest {
         limit: 1,
         count_only: true,
@@ -136,7 +142,8 @@ fn no_order_with_another_target_cuts_first_and_sorts_then() {
     assert!(cut_first.more && cut_first.kvs.iter().all(|kv| kv.value.is_empty()));
     assert_eq!(names(&fixture.range(sorted(SortOrder::Ascend, 2))), ["d", "c"]);
     assert_eq!(names(&fixture.range(sorted(SortOrder::Descend, 1))), ["a"]);
-    let descend = RangeRequest { sort_target: SortTarget::Key as i32, ..sorted(SortOrder::Descend, 2) };
+    let descend =
+        RangeRequest { sort_target: SortTarget::Key as i32, ..sorted(SortOrder::Descend, 2) };
     assert_eq!(names(&fixture.range(descend)), ["d", "c"]);
 }
 
@@ -400,7 +407,8 @@ fn grants_and_checkpoints() {
     let long = LeaseGrantRequest { id: 8, ttl: 9_000_000_001 };
     assert_eq!(fixture.refused(Op::LeaseGrant(long)), Error::LeaseTtlTooLarge);
     assert!(!changes.has_changed().expect("open"), "refusals are no change");
-    let points = [(7, 22), (99, 5)].map(|(id, remaining_ttl)| LeaseCheckpoint { id, remaining_ttl });
+    let points =
+        [(7, 22), (99, 5)].map(|(id, remaining_ttl)| LeaseCheckpoint { id, remaining_ttl });
     fixture.ok(Op::LeaseCheckpoint(LeaseCheckpointRequest { checkpoints: points.into() }));
     fixture.reopen();
     assert_eq!(fixture.reader.leases(), [LeaseRow { id: 7, ttl: 60, remaining_ttl: 22 }]);
@@ -434,11 +442,17 @@ fn alarms_refuse_what_they_should_and_no_more() {
     }
     assert_eq!(fixture.refused(Op::Txn(txn(vec![range_in("a", 0)]))), Error::Corrupt);
     assert!(fixture.reader.txn_read_only(&txn(vec![range_in("a", 0)])).is_ok());
-    let Reply::Alarm(listed) = fixture.reply(alarm_op(0, 0, AlarmType::None)) else { panic!("alarms") };
+    let Reply::Alarm(listed) = fixture.reply(alarm_op(0, 0, AlarmType::None)) else {
+        panic!("alarms")
+    };
     assert_eq!(listed.alarms.len(), 2);
-    let Reply::Alarm(off) = fixture.reply(alarm_op(2, 12, AlarmType::Corrupt)) else { panic!("alarms") };
+    let Reply::Alarm(off) = fixture.reply(alarm_op(2, 12, AlarmType::Corrupt)) else {
+        panic!("alarms")
+    };
     assert_eq!(off.alarms.len(), 1);
-    let Reply::Alarm(off) = fixture.reply(alarm_op(2, 12, AlarmType::Corrupt)) else { panic!("alarms") };
+    let Reply::Alarm(off) = fixture.reply(alarm_op(2, 12, AlarmType::Corrupt)) else {
+        panic!("alarms")
+    };
     assert!(off.alarms.is_empty(), "it was off");
     fixture.ok(alarm_op(2, 11, AlarmType::Nospace));
     fixture.ok(put_op("a", "3"));
@@ -447,7 +461,8 @@ fn alarms_refuse_what_they_should_and_no_more() {
 #[test]
 fn members_are_added_published_and_never_come_back() {
     let mut fixture = Fixture::new();
-    let member = |id: u64| Member { id, peer_ur_ls: vec![format!("http://{id}")], ..Member::default() };
+    let member =
+        |id: u64| Member { id, peer_ur_ls: vec![format!("http://{id}")], ..Member::default() };
     let change = MembersChange { put: vec![member(2), member(1)], remove: vec![] };
     let id = LogId { term: 1, index: 1 };
     let store = fixture.store.as_mut().expect("open");

@@ -14,9 +14,7 @@ use kelson_api::etcdserverpb::{
 use super::state::{Failure, State, count};
 use super::txn;
 use super::write::Writer;
-use crate::types::{
-    CompactionTicket, Delta, Fatal, LeaseRow, MetaChange, Outcome, Reply,
-};
+use crate::types::{CompactionTicket, Delta, Fatal, LeaseRow, MetaChange, Outcome, Reply};
 
 /// Longest TTL of a lease. Unit: seconds.
 const TTL_MAX: i64 = 9_000_000_000;
@@ -30,7 +28,9 @@ pub(crate) fn apply(
 ) -> Result<Outcome, Fatal> {
     let mut writer = Writer::new(state, delta, scratch);
     let result = match &command.op {
-        Some(op) => check_alarms(state, op).map_err(Failure::from).and_then(|()| run(&mut writer, op)),
+        Some(op) => {
+            check_alarms(state, op).map_err(Failure::from).and_then(|()| run(&mut writer, op))
+        }
         // Only a newer version writes commands that this one does not know.
         None => Err(Error::UnknownMethod.into()),
     };

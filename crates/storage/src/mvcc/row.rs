@@ -160,14 +160,8 @@ mod tests {
             [(&b"a"[..], &b""[..], 0), (b"", b"v", -5), (&long, &long, i64::MAX)]
         {
             let kv = sample(key, value, lease);
-            let fields = Fields {
-                key,
-                value,
-                create_revision: 2,
-                mod_revision: 300,
-                version: 7,
-                lease,
-            };
+            let fields =
+                Fields { key, value, create_revision: 2, mod_revision: 300, version: 7, lease };
             let row = encode(&mut Vec::new(), &fields);
             assert_eq!(row.as_ref(), kv.encode_to_vec().as_slice());
             assert_eq!(key_value(&row), kv);

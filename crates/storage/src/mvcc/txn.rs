@@ -272,4 +272,3 @@ pub(crate) fn has_put(txn: &TxnRequest) -> bool {
         _ => false,
     })
 }
-

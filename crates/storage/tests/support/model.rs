@@ -195,9 +195,8 @@ impl Model {
                 }
                 Request::RequestRange(range) => {
                     let past = usize::try_from(range.revision).ok().filter(|past| *past > 0);
-                    let keys = past.map_or(&draft.keys, |past| {
-                        self.states.get(past).unwrap_or(&draft.keys)
-                    });
+                    let keys = past
+                        .map_or(&draft.keys, |past| self.states.get(past).unwrap_or(&draft.keys));
                     let mut response = range_in(keys, range);
                     response.header = draft.header();
                     Response::ResponseRange(response)
@@ -266,8 +265,7 @@ impl Draft {
 
     fn remove(&mut self, key: &Bytes) -> Option<KeyValue> {
         let prev = self.keys.remove(key)?;
-        let kv =
-            KeyValue { key: key.clone(), mod_revision: self.revision, ..KeyValue::default() };
+        let kv = KeyValue { key: key.clone(), mod_revision: self.revision, ..KeyValue::default() };
         self.event(EventType::Delete, kv);
         Some(prev)
     }
@@ -303,13 +301,17 @@ fn matches(compare: &Compare, kv: &KeyValue) -> bool {
     let union = compare.target_union.clone();
     let number = |actual: i64, operand: Option<i64>| actual.cmp(&operand.unwrap_or(0)) as i32;
     let sign = match (compare.target, union) {
-        (0, union) => number(kv.version, if let Some(T::Version(n)) = union { Some(n) } else { None }),
-        (1, union) => {
-            number(kv.create_revision, if let Some(T::CreateRevision(n)) = union { Some(n) } else { None })
+        (0, union) => {
+            number(kv.version, if let Some(T::Version(n)) = union { Some(n) } else { None })
         }
-        (2, union) => {
-            number(kv.mod_revision, if let Some(T::ModRevision(n)) = union { Some(n) } else { None })
-        }
+        (1, union) => number(
+            kv.create_revision,
+            if let Some(T::CreateRevision(n)) = union { Some(n) } else { None },
+        ),
+        (2, union) => number(
+            kv.mod_revision,
+            if let Some(T::ModRevision(n)) = union { Some(n) } else { None },
+        ),
         (3, union) => {
             let operand = if let Some(T::Value(value)) = union { value } else { Bytes::new() };
             kv.value.cmp(&operand) as i32
