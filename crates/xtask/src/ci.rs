@@ -9,7 +9,7 @@ use crate::{codegen, peers, root, run_command};
 type Step = (&'static str, fn() -> Result<(), String>);
 
 /// Cheap checks first; real peers last, since building them takes longest on a fresh machine.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("generated code is current", || codegen::run(&["--check".to_string()])),
     ("formatting", || cargo(&["fmt", "--all", "--check"])),
     ("release build", || cargo(&["build", "--release"])),
@@ -19,6 +19,7 @@ const STEPS: [Step; 7] = [
     }),
     ("benches compile", || cargo(&["check", "-p", "kelson-benches", "--benches"])),
     ("real clients", || crate::interop::run(&[])),
+    ("kube-apiserver", || crate::kube::run(&[])),
 ];
 
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
