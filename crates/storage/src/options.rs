@@ -21,7 +21,8 @@ pub struct Options {
     pub compaction_sleep: Duration,
     /// Bytes of recent revisions kept for watchers; older ones are read from disk.
     pub recent_bytes: usize,
-    /// Memory that the engine may use for clean pages. Unit: bytes.
+    /// Memory that the engine may use for clean pages, and about as much again for pages written
+    /// since it was opened. Unit: bytes.
     pub sled_cache_bytes: u64,
     /// Everything up to this entry is gone from the log. A damaged or missing state is rebuilt only
     /// if nothing is.
@@ -38,7 +39,7 @@ impl Options {
             compaction_batch_limit: 1000,
             compaction_sleep: Duration::from_millis(10),
             recent_bytes: 64 << 20,
-            sled_cache_bytes: 64 << 20,
+            sled_cache_bytes: 32 << 20,
             log_purged: LogId::default(),
         }
     }
