@@ -10,6 +10,7 @@ use kelson_server::{logging, serve, version};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    keep_small_pages();
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     let arguments: Vec<String> = std::env::args_os().skip(1).map(text).collect();
     let environment = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
@@ -19,6 +20,14 @@ fn main() -> ExitCode {
         Ok(Command::Run(loaded)) => run(*loaded),
         Err(failure) => refuse(&failure),
     }
+}
+
+/// Keeps the kernel from backing the heap with huge pages, which the allocator asks for: a page that
+/// is mostly given back would stay whole, about a sixth more memory under a million small values.
+fn keep_small_pages() {
+    // A kernel that refuses costs memory and nothing else.
+    #[cfg(target_os = "linux")]
+    let _refused = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 /// Writes to standard output; a reader that has gone away is no failure.
