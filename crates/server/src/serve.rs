@@ -304,6 +304,9 @@ fn node_config(config: &Config) -> Result<NodeConfig, ServeError> {
     let limits = config.limits();
     storage.compaction_batch_limit = limits.compaction_batch_limit;
     storage.compaction_sleep = limits.compaction_sleep_interval;
+    if !config.backend_batch_interval.is_zero() {
+        storage.checkpoint_interval = config.backend_batch_interval;
+    }
     Ok(NodeConfig {
         name: config.name.clone(),
         data_dir: config.data_dir.clone().into(),

@@ -161,8 +161,8 @@ pub static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
         flag!(
             "backend-batch-interval",
             backend_batch_interval,
-            NO_BBOLT,
-            "Longest time before a commit of the backend."
+            Full,
+            "Longest time before a checkpoint of the state; 0 means 1 s."
         ),
         flag!(
             "backend-batch-limit",
