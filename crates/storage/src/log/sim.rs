@@ -114,6 +114,13 @@ impl SimDisk {
         self.0.lock().names.keys().cloned().collect()
     }
 
+    /// The files of one moment on a disk of their own, without faults and history.
+    pub fn copy(&self) -> SimDisk {
+        let state = self.0.lock();
+        let (files, names) = (state.files.clone(), state.names.clone());
+        SimDisk(Arc::new(Mutex::new(State { files, names, ..State::default() })))
+    }
+
     /// The disk that a power cut after these calls leaves, starting from an empty one.
     pub fn after(calls: &[Call], crash: Crash) -> SimDisk {
         let mut image = Image { coin: Coin::new(crash), ..Image::default() };
