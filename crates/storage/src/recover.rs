@@ -427,7 +427,8 @@ fn copy(old: &mut dyn Backend, fresh: &mut SledBackend) -> Result<(), EngineErro
         from = [last.as_ref(), &[0]].concat();
         let puts = pairs.iter().map(|(key, value)| (key.to_vec(), value.to_vec()));
         fresh.write(puts.collect())?;
-        // Dirty leaves live in memory; each flush lets them go.
+        // The engine keeps written leaves in memory even after a flush, until it is reopened: a copy
+        // needs memory for all it writes. The flush bounds only what is not on disk yet.
         fresh.flush()?;
     }
     Ok(())
