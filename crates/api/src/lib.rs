@@ -14,8 +14,9 @@ mod generated {
     pub mod etcdserverpb { include!("generated/etcdserverpb.rs"); }
     pub mod health { include!("generated/grpc.health.v1.rs"); }
     pub mod command { include!("generated/kelson.command.rs"); }
+    pub mod peer { include!("generated/kelson.peer.rs"); }
 }
 
-pub use generated::{authpb, command, etcdserverpb, health, mvccpb};
+pub use generated::{authpb, command, etcdserverpb, health, mvccpb, peer};
 
 pub use prost::Message;

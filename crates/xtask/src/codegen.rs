@@ -5,12 +5,13 @@ use std::fs;
 
 use crate::root;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "etcd/kv.proto",
     "etcd/auth.proto",
     "etcd/rpc.proto",
     "etcd/health.proto",
     "internal/command.proto",
+    "internal/peer.proto",
 ];
 
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
