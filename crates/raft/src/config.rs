@@ -10,10 +10,11 @@ use openraft::{Config, SnapshotPolicy};
 
 use crate::error::StartError;
 use crate::identity::{bootstrap_member_id, cluster_id};
+use crate::peers::{PeerConnector, plain_connector};
 use crate::types::Peer;
 
 /// Settings of a member. Names follow etcd's flags.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NodeConfig {
     /// `--name`.
     pub name: String,
@@ -37,6 +38,10 @@ pub struct NodeConfig {
     pub max_request_bytes: usize,
     /// `--experimental-snapshot-catchup-entries`: log entries kept for members that were away.
     pub snapshot_catchup_entries: u64,
+    /// `--force-new-cluster`: the data directory becomes a cluster of this member alone.
+    pub force_new_cluster: bool,
+    /// How connections to other members are made.
+    pub connect: PeerConnector,
     /// Settings of the store: checkpoints, compaction, memory. Its `data_dir` is replaced by the
     /// one above.
     pub storage: kelson_storage::Options,
@@ -60,6 +65,8 @@ impl NodeConfig {
             unsafe_no_fsync: false,
             max_request_bytes: 1_572_864,
             snapshot_catchup_entries: 5_000,
+            force_new_cluster: false,
+            connect: plain_connector(),
         }
     }
 
@@ -68,14 +75,25 @@ impl NodeConfig {
         Duration::from_secs(5) + 2 * self.election
     }
 
-    /// Ids and first members of a cluster that starts with these flags.
+    /// Ids and first members of a cluster that starts with these flags. Every first member computes
+    /// the same.
     pub(crate) fn bootstrap(&self) -> Result<(Identity, BTreeMap<u64, Peer>), StartError> {
-        if self.initial_cluster.len() > 1 {
-            return Err(StartError::SeveralMembers(self.initial_cluster.len()));
+        let own = self.own_urls()?;
+        let mut members = BTreeMap::new();
+        for (name, urls) in &self.initial_cluster {
+            let id = bootstrap_member_id(urls, &self.initial_cluster_token);
+            let peer = Peer { name: name.clone(), peer_urls: urls.clone() };
+            if members.insert(id, peer).is_some() {
+                return Err(StartError::SameUrls(name.clone()));
+            }
         }
-        if self.initial_state_existing {
-            return Err(StartError::CannotJoin(self.data_dir.display().to_string()));
-        }
+        let ids: Vec<u64> = members.keys().copied().collect();
+        let member_id = bootstrap_member_id(own, &self.initial_cluster_token);
+        Ok((Identity { cluster_id: cluster_id(&ids), member_id }, members))
+    }
+
+    /// The URLs that `--initial-cluster` has for this member; they must be the advertised ones.
+    pub(crate) fn own_urls(&self) -> Result<&[String], StartError> {
         let own = self.initial_cluster.iter().find(|(name, _)| *name == self.name);
         let Some((name, urls)) = own else {
             return Err(StartError::NotInInitialCluster(self.name.clone()));
@@ -84,10 +102,7 @@ impl NodeConfig {
         if listed != advertised {
             return Err(StartError::PeerUrlsDiffer { name: name.clone(), listed, advertised });
         }
-        let member_id = bootstrap_member_id(urls, &self.initial_cluster_token);
-        let identity = Identity { cluster_id: cluster_id(&[member_id]), member_id };
-        let peer = Peer { name: name.clone(), peer_urls: urls.clone() };
-        Ok((identity, BTreeMap::from([(member_id, peer)])))
+        Ok(urls)
     }
 
     /// openraft's settings; what differs from its defaults, and why.
@@ -114,7 +129,7 @@ impl NodeConfig {
     }
 }
 
-fn sorted(urls: &[String]) -> Vec<String> {
+pub(crate) fn sorted(urls: &[String]) -> Vec<String> {
     let mut urls = urls.to_vec();
     urls.sort_unstable();
     urls
@@ -133,11 +148,12 @@ mod tests {
 
         let mut several = good.clone();
         several.initial_cluster.push(("other".into(), vec!["http://other:2380".into()]));
-        let error = several.bootstrap().expect_err("two members");
-        assert!(error.to_string().contains("multi-member clusters are not supported"), "{error}");
+        let (identity, members) = several.bootstrap().expect("two members");
+        assert_eq!(members.len(), 2);
+        assert_eq!(members[&identity.member_id].name, "default");
+        several.initial_cluster.push(("third".into(), vec!["http://other:2380".into()]));
+        assert!(matches!(several.bootstrap(), Err(StartError::SameUrls(_))));
 
-        let joining = NodeConfig { initial_state_existing: true, ..good.clone() };
-        assert!(matches!(joining.bootstrap(), Err(StartError::CannotJoin(_))));
         let stranger = NodeConfig { name: "stranger".into(), ..good.clone() };
         assert!(matches!(stranger.bootstrap(), Err(StartError::NotInInitialCluster(_))));
         let elsewhere =

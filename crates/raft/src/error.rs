@@ -8,18 +8,27 @@ use crate::codec::DecodeError;
 /// Why [`crate::Node::start`] failed. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// `--initial-cluster` names several members.
+    /// Two members of `--initial-cluster` have the same URLs.
+    #[error("--initial-cluster has the peer URLs of {0:?} twice: each member needs its own")]
+    SameUrls(String),
+    /// No member of the cluster to be joined answers.
     #[error(
-        "--initial-cluster names {0} members: multi-member clusters are not supported by this \
-         version yet"
+        "cannot fetch cluster info from peer urls: could not retrieve cluster information from the \
+         given URLs: {0}"
     )]
-    SeveralMembers(usize),
-    /// `--initial-cluster-state=existing` without data to restart from.
+    NoClusterInfo(String),
+    /// `--initial-cluster` is not the cluster that is running.
+    #[error("error validating peerURLs: {0}")]
+    OtherCluster(String),
+    /// A first start, although the cluster knows this member.
     #[error(
-        "--initial-cluster-state=existing, but {0} holds no member: joining a cluster is not \
-         supported by this version yet, as multi-member clusters are not"
+        "member {0:x} has already been bootstrapped: its data directory was lost; remove the member \
+         from the cluster and add it again"
     )]
-    CannotJoin(String),
+    AlreadyBootstrapped(u64),
+    /// The cluster has removed this member for good.
+    #[error("member {0:x} has been permanently removed from the cluster")]
+    Removed(u64),
     /// `--initial-cluster` does not mention `--name`.
     #[error("--initial-cluster does not mention this member, whose --name is {0:?}")]
     NotInInitialCluster(String),

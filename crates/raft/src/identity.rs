@@ -9,6 +9,12 @@ pub fn bootstrap_member_id(peer_urls: &[String], token: &str) -> u64 {
     digest_of_urls(peer_urls, token)
 }
 
+/// Id of a member that is added to a running cluster: as at bootstrap, with the time of the request in
+/// seconds since 1970 in the place of the token.
+pub(crate) fn added_member_id(peer_urls: &[String], unix_seconds: u64) -> u64 {
+    digest_of_urls(peer_urls, &unix_seconds.to_string())
+}
+
 /// Id of a cluster: the first eight bytes of the SHA-1 of its member ids in ascending order.
 pub fn cluster_id(member_ids: &[u64]) -> u64 {
     let mut sorted = member_ids.to_vec();
@@ -49,6 +55,13 @@ mod tests {
         let member = bootstrap_member_id(&urls, "etcd-cluster");
         assert_eq!(format!("{member:x}"), "8e9e05c52164694d");
         assert_eq!(format!("{:x}", cluster_id(&[member])), "cdf818194e3a8c32");
+    }
+
+    #[test]
+    fn the_same_urls_get_another_id_at_another_time() {
+        let urls = ["http://b:2380".to_owned()];
+        assert_ne!(added_member_id(&urls, 1), added_member_id(&urls, 2));
+        assert_eq!(added_member_id(&urls, 7), bootstrap_member_id(&urls, "7"));
     }
 
     #[test]

@@ -6,16 +6,22 @@
 //! linearizable read passes `reads` and then reads the store by itself.
 //!
 //! Only this crate names openraft, and only `codec` says what consensus looks like on disk. It
-//! never speaks to clients and never decides what a command does. This version runs clusters of
-//! one member; everything but the peer transport is written for more.
+//! never speaks to clients and never decides what a command does. Other members are reached through
+//! `network` (what openraft sends), `forward` (what followers ask their leader) and answered by
+//! `peer_service`; `peers` says who they are.
 
 mod codec;
 mod config;
 mod error;
+mod forward;
 mod identity;
+mod join;
 mod log_store;
+mod membership;
 mod network;
 mod node;
+mod peer_service;
+mod peers;
 mod progress;
 mod proposer;
 mod purge;
@@ -25,12 +31,15 @@ mod state_machine;
 mod status;
 mod types;
 mod waiters;
+mod wire;
 
 pub use codec::DecodeError;
 pub use config::NodeConfig;
 pub use error::StartError;
 pub use identity::{bootstrap_member_id, cluster_id};
+pub use membership::MemberChange;
 pub use node::Node;
+pub use peers::{Credentials, PeerChannel, PeerConnector, PeerIo, plain_connector};
 pub use status::{Counters, Status};
 
 #[cfg(test)]

@@ -197,6 +197,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, log_id: RaftLogId) -> io::Result<()> {
         let upto = position(&log_id);
         settled(|done| self.log.purge(upto, done)).await?;
+        // After a snapshot the log is empty and begins behind it.
+        self.progress.set_last(self.progress.last().max(upto.index));
         self.sizes.lock().forget(upto.index);
         Ok(())
     }

@@ -1,78 +1,303 @@
-//! How openraft reaches other members. This version runs clusters of one member, which has no
-//! peers, so every call is refused with an error that says so; no socket is opened here.
+//! How openraft reaches other members: entries on one long-lived stream, heartbeats, votes and
+//! hand-overs as calls on a connection of their own, snapshots on a third. Every wait here has an end:
+//! openraft puts none on streams. It keeps no state but what is under way.
 
 use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use openraft::AnyError;
-use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
+use futures::{Stream, StreamExt};
+use kelson_api::peer;
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable,
 };
+use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
+    StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use tonic::Status;
 
-use crate::snapshot::SnapshotHandle;
+use crate::peers::{Link, Peers};
+use crate::progress::Progress;
+use crate::snapshot::{self, SnapshotHandle, Transfers};
 use crate::types::{Peer, Snapshot, TypeConfig, Vote};
+use crate::wire;
 
-/// Makes [`NoPeers`] for whoever openraft asks for.
-pub(crate) struct Network;
+/// A stream whose peer leaves a request unanswered for so many election timeouts is given up: its
+/// disk may be slow, but then somebody else should be waited for.
+const REPLY_ELECTIONS: u32 = 5;
+
+/// What all connections of this member share.
+#[derive(Clone)]
+pub(crate) struct Network {
+    pub(crate) peers: Peers,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) transfers: Transfers,
+    pub(crate) election: Duration,
+}
+
+/// What a client is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Entries,
+    Heartbeats,
+    Snapshots,
+}
+
+impl Network {
+    fn client(&self, target: u64, node: &Peer, purpose: Purpose) -> PeerLink {
+        self.peers.tell(target, &node.peer_urls);
+        PeerLink { network: self.clone(), link: self.peers.link(target), target, purpose }
+    }
+}
 
 impl RaftNetworkFactory<TypeConfig> for Network {
-    type Network = NoPeers;
+    type Network = PeerLink;
 
-    async fn new_client(&mut self, target: u64, _node: &Peer) -> NoPeers {
-        NoPeers { target }
+    async fn new_client(&mut self, target: u64, node: &Peer) -> PeerLink {
+        self.client(target, node, Purpose::Entries)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &Peer) -> PeerLink {
+        self.client(target, node, Purpose::Heartbeats)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &Peer) -> PeerLink {
+        self.client(target, node, Purpose::Snapshots)
     }
 }
 
-/// A peer that cannot be reached, ever.
-pub(crate) struct NoPeers {
+/// openraft's client of one member.
+pub(crate) struct PeerLink {
+    network: Network,
+    link: Arc<Link>,
     target: u64,
+    purpose: Purpose,
 }
 
-impl NoPeers {
-    fn refusal(&self) -> Unreachable<TypeConfig> {
-        Unreachable::new(&AnyError::error(format!(
-            "member {:x}: multi-member clusters are not supported by this version yet",
-            self.target
-        )))
+type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+
+/// openraft waits before it tries again after `Unreachable`, and not after the other kinds.
+fn failed(status: &Status) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(status))
+}
+
+impl PeerLink {
+    /// A call that must be answered within `ttl`.
+    async fn answered<T>(
+        &self,
+        ttl: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        let late = || Err(Status::deadline_exceeded(format!("no answer within {ttl:?}")));
+        let answer = tokio::time::timeout(ttl, call).await.unwrap_or_else(|_| late());
+        self.network.peers.check_answer(&self.link, answer)
+    }
+
+    async fn heartbeat(
+        &self,
+        request: &AppendEntriesRequest<TypeConfig>,
+        ttl: Duration,
+    ) -> AppendResult {
+        let begun = Instant::now();
+        let mut client = self.link.control();
+        let call = client.heartbeat(wire::append_request(request));
+        let reply = self.answered(ttl, call).await.map_err(|status| failed(&status))?;
+        self.link.note_round_trip(begun.elapsed());
+        wire::append_result(&reply).map_err(|status| failed(&status))
+    }
+
+    async fn open_stream<S>(&self, input: S) -> Result<AppendReplies, RPCError<TypeConfig>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        let under_way = Arc::new(AtomicU64::new(0));
+        let sent = under_way.clone();
+        let requests = input.map(move |request| {
+            sent.fetch_add(1, Ordering::AcqRel);
+            wire::append_request(&request)
+        });
+        let mut client = self.link.bulk();
+        let replies = self.answered(self.network.election, client.append(requests)).await;
+        let replies = replies.map_err(|status| failed(&status))?;
+        Ok(AppendReplies {
+            replies,
+            under_way,
+            progress: self.network.progress.clone(),
+            link: self.link.clone(),
+            patience: self.network.election * REPLY_ELECTIONS,
+        })
     }
 }
 
-impl RaftNetworkV2<TypeConfig> for NoPeers {
+/// The answering half of a stream of entries.
+struct AppendReplies {
+    replies: tonic::Streaming<peer::AppendReply>,
+    under_way: Arc<AtomicU64>,
+    progress: Arc<Progress>,
+    link: Arc<Link>,
+    patience: Duration,
+}
+
+impl AppendReplies {
+    /// The next answer; `None` at the end of the stream.
+    async fn next(&mut self) -> Option<AppendResult> {
+        let result = self.reply().await?;
+        Some(result.map_err(|status| {
+            self.link.note_failure(&status);
+            RPCError::Network(NetworkError::new(&status))
+        }))
+    }
+
+    async fn reply(&mut self) -> Option<Result<StreamAppendResult<TypeConfig>, Status>> {
+        let mut message = pin!(self.replies.message());
+        let reply = loop {
+            match tokio::time::timeout(self.patience, &mut message).await {
+                Ok(Ok(Some(reply))) => break reply,
+                Ok(Ok(None)) => return None,
+                Ok(Err(status)) => return Some(Err(status)),
+                // Nothing to answer for: an idle stream may be silent for ever.
+                Err(_) if self.under_way.load(Ordering::Acquire) == 0 => {}
+                Err(_) => {
+                    let text = format!("entries unanswered for {:?}", self.patience);
+                    return Some(Err(Status::deadline_exceeded(text)));
+                }
+            }
+        };
+        self.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.link.note_alive();
+        let result = wire::append_result(&reply);
+        if let Ok(Ok(Some(matched))) = &result {
+            self.link.note_kept((matched.index + 1).min(self.progress.committed()));
+        }
+        Some(result)
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for PeerLink {
     type SnapshotData = SnapshotHandle;
 
     async fn append_entries(
         &mut self,
-        _rpc: AppendEntriesRequest<TypeConfig>,
-        _option: RPCOption,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(RPCError::Unreachable(self.refusal()))
+        match self.heartbeat(&request, option.hard_ttl()).await? {
+            Ok(_) => Ok(AppendEntriesResponse::Success),
+            Err(StreamAppendError::Conflict(_)) => Ok(AppendEntriesResponse::Conflict),
+            Err(StreamAppendError::HigherVote(vote)) => {
+                Ok(AppendEntriesResponse::HigherVote(vote))
+            }
+        }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        mut input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, AppendResult>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        Box::pin(async move {
+            if self.purpose == Purpose::Heartbeats {
+                let mut results = Vec::new();
+                while let Some(request) = input.next().await {
+                    results.push(Ok(self.heartbeat(&request, option.hard_ttl()).await?));
+                }
+                return Ok(Box::pin(futures::stream::iter(results)) as BoxStream<'s, AppendResult>);
+            }
+            let replies = self.open_stream(input).await?;
+            let results = futures::stream::unfold(Some(replies), |replies| async {
+                let mut replies = replies?;
+                let result = replies.next().await?;
+                // Nothing follows a refusal or a failure.
+                let goes_on = matches!(result, Ok(Ok(_)));
+                Some((result, goes_on.then_some(replies)))
+            });
+            Ok(Box::pin(results) as BoxStream<'s, AppendResult>)
+        })
     }
 
     async fn vote(
         &mut self,
-        _rpc: VoteRequest<TypeConfig>,
+        request: VoteRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(RPCError::Unreachable(self.refusal()))
+        self.ask_vote(&request, false).await
     }
 
     // The default would grant every pre-vote and so undo it.
     async fn pre_vote(
         &mut self,
-        _rpc: VoteRequest<TypeConfig>,
+        request: VoteRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(RPCError::Unreachable(self.refusal()))
+        self.ask_vote(&request, true).await
     }
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
+        vote: Vote,
         _snapshot: Snapshot,
-        _cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        Err(StreamingError::Unreachable(self.refusal()))
+        let network = &self.network;
+        let sending = snapshot::send(&network.transfers, &network.peers, &self.link, &vote);
+        let (sending, cancel) = (pin!(sending), pin!(cancel));
+        match futures::future::select(sending, cancel).await {
+            futures::future::Either::Left((Ok(vote), _)) => Ok(SnapshotResponse::new(vote)),
+            futures::future::Either::Left((Err(status), _)) => {
+                tracing::warn!(
+                    "remote-peer-id" = format!("{:x}", self.target),
+                    error = status.message(),
+                    "failed to send database snapshot"
+                );
+                Err(StreamingError::Unreachable(Unreachable::new(&status)))
+            }
+            futures::future::Either::Right((closed, _)) => Err(StreamingError::Closed(closed)),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut client = self.link.control();
+        let call = client.transfer_leader(wire::transfer_request(&request));
+        let reply = self.answered(self.network.election, call).await;
+        let reply = reply.map_err(|status| failed(&status))?;
+        if reply.refusal.is_empty() {
+            return Ok(Ok(()));
+        }
+        // Only that it was refused matters here: openraft logs it and stays leader.
+        let text = std::io::Error::other(reply.refusal);
+        Err(RPCError::Unreachable(Unreachable::new(&text)))
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        // One heartbeat or so: a member that is back should not wait.
+        let pause = self.network.election / 5;
+        Some(Backoff::new(std::iter::repeat(pause)))
+    }
+}
+
+impl PeerLink {
+    async fn ask_vote(
+        &self,
+        request: &VoteRequest<TypeConfig>,
+        is_pre_vote: bool,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut client = self.link.control();
+        let call = client.vote(wire::vote_request(request, is_pre_vote));
+        let reply = self.answered(self.network.election, call).await;
+        let reply = reply.map_err(|status| failed(&status))?;
+        wire::vote_response(&reply).map_err(|status| failed(&status))
     }
 }

@@ -15,20 +15,31 @@ use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tonic::metadata::MetadataMap;
+use tonic::service::Routes;
 
 use crate::config::NodeConfig;
 use crate::error::{StartError, abort};
+use crate::forward::Forwarder;
+use crate::join::{self, Arrival};
 use crate::log_store::LogStore;
+use crate::membership::{MemberChange, Members};
 use crate::network::Network;
+use crate::peer_service::PeerService;
+use crate::peers::{PeerChannel, Peers};
 use crate::progress::Progress;
 use crate::proposer::{Limits, Proposer, Urgency};
 use crate::purge::Retention;
 use crate::reads::Reads;
+use crate::snapshot::Transfers;
 use crate::state_machine::{SharedStore, StateMachine};
-use crate::status::{Counters, Status};
+use crate::status::{Counters, Pace, Status};
 use crate::types::{Peer, Raft, Vote};
 use crate::waiters::Waiters;
 use crate::{codec, purge, status};
+
+/// Pause between two attempts of a starting member to find a leader.
+const READY_RETRY: Duration = Duration::from_millis(50);
 
 /// A member of a cluster. Clones are handles to the same member.
 #[derive(Clone)]
@@ -44,10 +55,16 @@ struct Inner {
     proposer: Arc<Proposer>,
     reads: Arc<Reads>,
     progress: Arc<Progress>,
+    peers: Peers,
+    forwarder: Forwarder,
+    members: Arc<Members>,
+    transfers: Transfers,
     status: watch::Receiver<Status>,
     stopping: Arc<AtomicBool>,
     guard: Mutex<Option<JoinHandle<()>>>,
     election: Duration,
+    timeout: Duration,
+    identity: Identity,
     member_id: u64,
     storage_uuid: [u8; 16],
     /// Holds the lock of the directory, together with the guard.
@@ -65,9 +82,9 @@ struct Opened {
 }
 
 impl Node {
-    /// Opens the data directory, or prepares a new one, and runs the member. Returns once it has
-    /// caught up with its own log and leads, so that no read sees an older state than before the
-    /// restart.
+    /// Opens the data directory, or prepares a new one, and runs the member. The only voter of a
+    /// cluster leads and has applied its log when this returns. With company it returns at once, so
+    /// that the others can be answered ([`Node::peer_routes`]); see [`Node::ready`].
     ///
     /// The member runs until [`Node::shutdown`]: dropping every handle does not stop it.
     pub async fn start(config: NodeConfig) -> Result<(Node, Reader), StartError> {
@@ -81,17 +98,141 @@ impl Node {
     ) -> Result<(Node, Reader), StartError> {
         let settings = config.consensus()?;
         let opening = config.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&opening))
-            .await
-            .map_err(|e| StartError::System(format!("open the data directory: {e}")))??;
+        let data_dir = blocking(move || Ok(DataDir::open(&opening.data_dir)?)).await?;
+        let arrival = match data_dir.identity() {
+            Some(_) => None,
+            None => Some(join::arrive(&config).await?),
+        };
+        let opening = config.clone();
+        let first = arrival.as_ref().map(|arrival| arrival.identity);
+        let opened = blocking(move || open(&opening, data_dir, first)).await?;
         let reader = opened.reader.clone();
-        let inner = Inner::run(opened, &config, settings, retention).await?;
+        let inner = Inner::run(opened, &config, settings, retention, arrival).await?;
         let node = Node { inner: Arc::new(inner) };
-        if let Err(error) = node.inner.lead(&config).await {
+        if let Err(error) = node.inner.begin(&config).await {
             node.shutdown().await;
             return Err(error);
         }
         Ok((node, reader))
+    }
+
+    /// Waits until this member knows a leader and has applied everything that was committed when it
+    /// asked: no read sees an older state than before a restart. Waits as long as there is no quorum.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub async fn ready(&self) -> Result<(), Error> {
+        loop {
+            match self.read_barrier().await {
+                Ok(_) => return Ok(()),
+                Err(Error::Stopped) => return Err(Error::Stopped),
+                Err(_) => tokio::time::sleep(READY_RETRY).await,
+            }
+        }
+    }
+
+    /// What other members ask this one: to be served on the peer listeners, and nowhere else.
+    pub fn peer_routes(&self) -> Routes {
+        let inner = &self.inner;
+        let service = PeerService {
+            raft: inner.raft.clone(),
+            peers: inner.peers.clone(),
+            identity: inner.identity,
+            reader: inner.reader.clone(),
+            progress: inner.progress.clone(),
+            proposer: inner.proposer.clone(),
+            members: inner.members.clone(),
+            transfers: inner.transfers.clone(),
+        };
+        Routes::new(service.server())
+    }
+
+    /// A channel to another member for services of its own; opened by the first call.
+    pub fn peer_channel(&self, member: u64) -> PeerChannel {
+        self.inner.peers.channel(member)
+    }
+
+    /// Who sent a call on a peer listener.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` or `InvalidArgument`: it is not a member that may speak to this one.
+    pub fn check_peer(&self, metadata: &MetadataMap) -> Result<u64, tonic::Status> {
+        self.inner.peers.check_sender(metadata)
+    }
+
+    /// Since when another member has answered every call; `None` if it did not answer the last one, or
+    /// was never asked.
+    pub fn active_since(&self, member: u64) -> Option<std::time::Instant> {
+        self.inner.peers.active_since(member)
+    }
+
+    /// Round trips of heartbeats since the last call of this function, by member; at most 4096 each.
+    pub fn take_round_trips(&self) -> Vec<(u64, Vec<Duration>)> {
+        self.inner.peers.take_round_trips()
+    }
+
+    /// True once this member knows that the cluster has removed it for ever: it should end.
+    pub fn removed(&self) -> watch::Receiver<bool> {
+        self.inner.peers.removed().subscribe()
+    }
+
+    /// Voters that consensus counts, as this member knows; one that was added may not be among them
+    /// before it has caught up.
+    pub fn voters(&self) -> Vec<u64> {
+        self.inner.raft.voter_ids().collect()
+    }
+
+    /// How far the logs of other members match, if this member leads: by member, indexes from 1.
+    pub fn matched(&self) -> BTreeMap<u64, u64> {
+        let metrics = self.inner.raft.data_metrics();
+        let metrics = metrics.borrow_watched();
+        let matched = metrics.replication.iter().flatten();
+        matched.map(|(id, matched)| (*id, matched.map_or(0, |id| id.index + 1))).collect()
+    }
+
+    /// Changes who belongs to the cluster, through the leader, and returns the id of the member
+    /// concerned once the change is applied here.
+    ///
+    /// # Errors
+    /// `MemberNotFound`, `MemberExists`, `PeerUrlExists`, `MemberNotLearner`, `LearnerNotReady`;
+    /// `Timeout`, `TimeoutLeaderFailure`, `Stopped`: the outcome is unknown.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the outcome unknown.
+    pub async fn change_members(&self, change: MemberChange) -> Result<u64, Error> {
+        let inner = &self.inner;
+        let (id, request) = change.request();
+        let deadline = tokio::time::Instant::now() + inner.timeout;
+        let mut status = inner.status.clone();
+        let index = loop {
+            let (leader, is_leader) = {
+                let status = status.borrow_and_update();
+                (status.leader, status.is_leader)
+            };
+            let result = match leader {
+                Some(leader) if !is_leader => {
+                    inner.forwarder.change(leader, request.clone()).await
+                }
+                _ => inner.members.change(request.clone()).await,
+            };
+            match result {
+                // Surely not made: the leader has moved, or there is none.
+                Err(Error::NotLeader) => {
+                    let moved = tokio::time::timeout(Duration::from_millis(500), status.changed());
+                    if tokio::time::Instant::now() >= deadline {
+                        return Err(Error::Timeout);
+                    }
+                    drop(moved.await);
+                }
+                result => break result?,
+            }
+        };
+        if inner.progress.applied() < index {
+            let applied = inner.raft.wait(Some(inner.timeout));
+            let applied = applied.applied_index_at_least(Some(index - 1), "a membership change");
+            applied.await.map_err(|_| Error::Timeout)?;
+        }
+        Ok(id)
     }
 
     /// Puts a command into the log and returns its result once a quorum has it on disk and it is
@@ -233,9 +374,17 @@ impl Inner {
         config: &NodeConfig,
         settings: openraft::Config,
         retention: Retention,
+        arrival: Option<Arrival>,
     ) -> Result<Inner, StartError> {
         let Opened { data_dir, log, vote, store, reader, identity } = opened;
         let member_id = identity.member_id;
+        let storage_uuid = data_dir.storage_uuid();
+        let connect = config.connect.clone();
+        let peers = Peers::new(identity, storage_uuid, reader.clone(), connect, config.election);
+        for (id, peer) in arrival.iter().flat_map(|arrival| &arrival.members) {
+            peers.tell(*id, &peer.peer_urls);
+        }
+        let transfers = Transfers::new(reader.clone());
         let progress = Arc::new(Progress::new(member_id, store.applied(), log.last_id()));
         let waiters = Arc::new(Waiters::default());
         let store: SharedStore = Arc::new(Mutex::new(Some(store)));
@@ -245,11 +394,18 @@ impl Inner {
             reader.clone(),
             waiters.clone(),
             progress.clone(),
+            peers.removed().clone(),
             member_id,
         );
         let settings = Arc::new(settings);
+        let network = Network {
+            peers: peers.clone(),
+            progress: progress.clone(),
+            transfers: transfers.clone(),
+            election: config.election,
+        };
         let raft =
-            match Raft::new(member_id, settings, Network, entries.clone(), state_machine).await {
+            match Raft::new(member_id, settings, network, entries.clone(), state_machine).await {
                 Ok(raft) => raft,
                 Err(error) => {
                     close(&store, &log).await;
@@ -257,24 +413,28 @@ impl Inner {
                 }
             };
         let stopping = Arc::new(AtomicBool::new(false));
-        let storage_uuid = data_dir.storage_uuid();
         let data_dir = Arc::new(data_dir);
         let guard = tokio::spawn(guard(raft.clone(), stopping.clone(), data_dir.clone()));
 
         let initial =
             Status::initial(identity.cluster_id, member_id, vote.leader_id.term).at(&progress);
         let (sender, status) = watch::channel(initial);
-        tokio::spawn(status::follow(raft.clone(), progress.clone(), sender));
+        let pace = Pace { heartbeat: config.heartbeat, election: config.election };
+        tokio::spawn(status::follow(raft.clone(), progress.clone(), sender, pace));
 
         let timeout = config.request_timeout();
         let limits = Limits { max_request_bytes: config.max_request_bytes, timeout };
         let (seen, room) = (status.clone(), waiters);
         let proposer = Proposer::new(member_id, limits, room, progress.clone(), log.clone(), seen);
-        tokio::spawn(proposer.clone().run(raft.clone()));
+        let forwarder = Forwarder::new(peers.clone(), timeout);
+        tokio::spawn(proposer.clone().run(raft.clone(), forwarder.clone()));
         tokio::spawn(proposer.clone().expire());
         let reads = Reads::new(progress.clone(), status.clone(), timeout);
-        tokio::spawn(reads.clone().run(raft.clone()));
-        tokio::spawn(purge::run(raft.clone(), entries, reader.clone(), retention));
+        tokio::spawn(reads.clone().run(raft.clone(), forwarder.clone()));
+        let members = Members::new(raft.clone(), reader.clone(), peers.clone(), timeout);
+        tokio::spawn(members.clone().promote_new_voters(status.clone()));
+        let sent = transfers.clone();
+        tokio::spawn(purge::run(raft.clone(), entries, reader.clone(), sent, retention));
         Ok(Inner {
             raft,
             store,
@@ -283,33 +443,49 @@ impl Inner {
             proposer,
             reads,
             progress,
+            peers,
+            forwarder,
+            members,
+            transfers,
             status,
             stopping,
             guard: Mutex::new(Some(guard)),
             election: config.election,
+            timeout,
+            identity,
             member_id,
             storage_uuid,
             data_dir: Mutex::new(Some(data_dir)),
         })
     }
 
-    /// Founds the cluster if there is none, takes the lead, and waits until the log is applied.
-    async fn lead(&self, config: &NodeConfig) -> Result<(), StartError> {
+    /// Founds the cluster if there is none. The only voter takes the lead and applies its log.
+    async fn begin(&self, config: &NodeConfig) -> Result<(), StartError> {
         let consensus = |e: &dyn std::fmt::Display| StartError::Consensus(e.to_string());
-        if self.raft.is_initialized().await.map_err(|e| consensus(&e))? {
-            // The only voter needs nobody's consent, so it does not wait for the timeout.
-            let (member, progress) = (self.member_id, self.progress.clone());
-            let sole = self.raft.with_raft_state(move |state| {
-                let membership = state.membership_state.effective().membership();
-                progress.set_membership(membership);
-                membership.voter_ids().eq([member])
-            });
-            if sole.await.map_err(|e| consensus(&e))? {
-                self.raft.trigger().elect(false).await.map_err(|e| consensus(&e))?;
+        let is_initialized = self.raft.is_initialized().await.map_err(|e| consensus(&e))?;
+        if !is_initialized {
+            if config.initial_state_existing {
+                // The leader sends everything.
+                return Ok(());
             }
-        } else {
             let members = self.founders(config)?;
             self.raft.initialize(members).await.map_err(|e| consensus(&e))?;
+        }
+        let (member, progress, peers) = (self.member_id, self.progress.clone(), self.peers.clone());
+        let is_sole = self.raft.with_raft_state(move |state| {
+            let membership = state.membership_state.effective().membership();
+            progress.set_membership(membership);
+            for (id, peer) in membership.nodes() {
+                peers.tell(*id, &peer.peer_urls);
+            }
+            membership.voter_ids().eq([member])
+        });
+        if !is_sole.await.map_err(|e| consensus(&e))? {
+            return Ok(());
+        }
+        if is_initialized {
+            // The only voter needs nobody's consent, so it does not wait for the timeout.
+            self.raft.trigger().elect(false).await.map_err(|e| consensus(&e))?;
         }
         self.raft
             .wait(None)
@@ -337,15 +513,28 @@ impl Inner {
     }
 }
 
-/// Opens or prepares everything on disk. Blocks.
-fn open(config: &NodeConfig) -> Result<Opened, StartError> {
-    let data_dir = DataDir::open(&config.data_dir)?;
-    let identity = match data_dir.identity() {
-        Some(identity) => identity,
-        None => {
-            let (identity, _) = config.bootstrap()?;
+/// Runs a step that may wait for the disk.
+async fn blocking<T: Send + 'static>(
+    step: impl FnOnce() -> Result<T, StartError> + Send + 'static,
+) -> Result<T, StartError> {
+    let result = tokio::task::spawn_blocking(step).await;
+    result.map_err(|e| StartError::System(format!("open the data directory: {e}")))?
+}
+
+/// Opens or prepares everything on disk. Blocks. `first` is the identity of a first start.
+fn open(
+    config: &NodeConfig,
+    data_dir: DataDir,
+    first: Option<Identity>,
+) -> Result<Opened, StartError> {
+    let identity = match (data_dir.identity(), first) {
+        (Some(identity), _) => identity,
+        (None, Some(identity)) => {
             data_dir.set_identity(identity)?;
             identity
+        }
+        (None, None) => {
+            return Err(StartError::System("the data directory has no identity".into()));
         }
     };
     let log_options = LogOptions {

@@ -3,6 +3,7 @@
 //! whether a read may be answered from local state.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use kelson_storage::LogId as Position;
 
@@ -21,6 +22,9 @@ pub(crate) struct Progress {
     leading_term: AtomicU64,
     /// The newest membership in the log has this member as its only voter.
     sole_voter: AtomicBool,
+    started: Instant,
+    /// When a leader was last heard, in milliseconds since `started`, plus one; 0 = never.
+    heard: AtomicU64,
 }
 
 impl Progress {
@@ -33,6 +37,8 @@ impl Progress {
             applied_term: AtomicU64::new(applied.term),
             leading_term: AtomicU64::new(0),
             sole_voter: AtomicBool::new(false),
+            started: Instant::now(),
+            heard: AtomicU64::new(0),
         }
     }
 
@@ -74,6 +80,22 @@ impl Progress {
     pub(crate) fn set_membership(&self, membership: &Membership) {
         let sole = membership.voter_ids().eq([self.member_id]);
         self.sole_voter.store(sole, Ordering::Release);
+    }
+
+    /// A leader's entries or heartbeat were accepted.
+    pub(crate) fn note_heard(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.heard.fetch_max(now + 1, Ordering::AcqRel);
+    }
+
+    /// How long ago a leader was heard; `None` = never.
+    pub(crate) fn since_heard(&self) -> Option<Duration> {
+        let heard = self.heard.load(Ordering::Acquire).checked_sub(1)?;
+        Some(self.started.elapsed().saturating_sub(Duration::from_millis(heard)))
+    }
+
+    pub(crate) fn is_sole_voter(&self) -> bool {
+        self.sole_voter.load(Ordering::Acquire)
     }
 
     /// Whether local state is linearizable as it stands: this member is the only voter, leads, and

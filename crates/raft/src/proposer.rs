@@ -1,5 +1,5 @@
 //! The way of a command into the log: admission, two bounded queues, and one task that packs what
-//! has arrived into entries. It has no timers on the way of a command; a batch is what came while
+//! has arrived into entries, for the own log if this member leads and for the leader's otherwise. It has no timers on the way of a command; a batch is what came while
 //! earlier entries were under way. Results do not come back here: the local apply finds the caller
 //! by request id in `waiters`.
 
@@ -17,6 +17,7 @@ use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::forward::{Forwarded, Forwarder};
 use crate::progress::Progress;
 use crate::status::Status;
 use crate::types::{Answer, Commands, Raft, TypeConfig};
@@ -85,6 +86,18 @@ pub(crate) struct Proposer {
     progress: Arc<Progress>,
     log: Log,
     status: watch::Receiver<Status>,
+}
+
+/// Bytes of a follower's batch that are under way here.
+pub(crate) struct ForwardedRoom {
+    proposer: Arc<Proposer>,
+    bytes: usize,
+}
+
+impl Drop for ForwardedRoom {
+    fn drop(&mut self) {
+        self.proposer.bytes_in_flight.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Takes the caller out of the waiting room when its future is dropped.
@@ -204,14 +217,14 @@ impl Proposer {
     }
 
     /// Packs commands into entries until [`Proposer::close`].
-    pub(crate) async fn run(self: Arc<Self>, raft: Raft) {
+    pub(crate) async fn run(self: Arc<Self>, raft: Raft, forwarder: Forwarder) {
         let window = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT));
         let mut status = self.status.clone();
         loop {
             let permit = window.clone().acquire_owned().await;
             let permit = permit.expect("the window is never closed");
             // Without a leader nothing is proposed: callers wait, and may be told so safely.
-            while !status.borrow_and_update().is_leader {
+            while status.borrow_and_update().leader.is_none() {
                 if self.closed() || status.changed().await.is_err() {
                     return;
                 }
@@ -228,8 +241,57 @@ impl Proposer {
                     None => self.arrived.notified().await,
                 }
             };
-            self.send(&raft, batch, permit).await;
+            // Waiting for work may have taken long: the leader may be another one now. Whoever is
+            // asked wrongly refuses, and the batch comes back.
+            let (leader, is_leader) = {
+                let status = status.borrow();
+                (status.leader, status.is_leader)
+            };
+            match leader {
+                Some(leader) if !is_leader => self.forward(&forwarder, leader, batch, permit),
+                _ => self.send(&raft, batch, permit).await,
+            }
         }
+    }
+
+    /// Asks the leader to take one entry; `permit` comes back with its answer.
+    fn forward(
+        self: &Arc<Self>,
+        forwarder: &Forwarder,
+        leader: u64,
+        batch: Vec<Queued>,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let bytes: usize = batch.iter().map(|queued| queued.bytes).sum();
+        let batch = Batch { commands: batch.into_iter().map(|queued| queued.command).collect() };
+        let encoded = batch.encode_to_vec().into();
+        let (proposer, forwarder) = (self.clone(), forwarder.clone());
+        tokio::spawn(async move {
+            let outcome = forwarder.batch(leader, encoded).await;
+            proposer.bytes_in_flight.fetch_sub(bytes, Ordering::Relaxed);
+            let ids = batch.commands.iter().map(|command| command.request_id);
+            match outcome {
+                // Unknown: it may still be applied here and answer the callers; else they time out.
+                Forwarded::Applied | Forwarded::Unknown => {}
+                Forwarded::Busy => proposer.waiters.fail(ids, Error::TooManyRequests),
+                Forwarded::Refused => proposer.take_back(batch),
+            }
+            drop(permit);
+        });
+    }
+
+    /// Room for a batch that a follower sends; `None` = it is to be turned away. Dropping it gives the
+    /// room back.
+    pub(crate) fn admit_forwarded(self: &Arc<Self>, bytes: usize) -> Option<ForwardedRoom> {
+        let gap = self.progress.committed().saturating_sub(self.progress.applied());
+        let in_flight = self.bytes_in_flight.load(Ordering::Relaxed);
+        // Twice the room of local callers: the follower has admitted the commands already.
+        let is_full = gap > 2 * APPLY_GAP || in_flight.saturating_add(bytes) > 2 * BYTES_IN_FLIGHT;
+        if is_full || !self.log.can_grow() {
+            return None;
+        }
+        self.bytes_in_flight.fetch_add(bytes, Ordering::Relaxed);
+        Some(ForwardedRoom { proposer: self.clone(), bytes })
     }
 
     /// Fails callers whose time is up, until [`Proposer::close`].
@@ -299,18 +361,8 @@ impl Proposer {
     fn refused(&self, error: ClientWriteError<TypeConfig>, batch: Batch) {
         let ids = batch.commands.iter().map(|command| command.request_id);
         match error {
-            // Refused before it was appended: it goes first as soon as this member leads again.
-            ClientWriteError::ForwardToLeader(_) => {
-                self.waiters.unpropose(ids);
-                let mut queues = self.queues.lock();
-                for command in batch.commands.into_iter().rev() {
-                    let bytes = command.encoded_len();
-                    self.bytes_in_flight.fetch_add(bytes, Ordering::Relaxed);
-                    queues.normal.push_front(Queued { command, bytes });
-                }
-                drop(queues);
-                self.refused.store(true, Ordering::Relaxed);
-            }
+            // Refused before it was appended.
+            ClientWriteError::ForwardToLeader(_) => self.take_back(batch),
             // Another leader's log replaced it, or may still commit it: the outcome is unknown.
             ClientWriteError::LogEntryDiscarded(_) => {
                 self.waiters.fail(ids, Error::TimeoutLeaderFailure);
@@ -320,6 +372,19 @@ impl Proposer {
                 self.waiters.fail(ids, Error::Timeout);
             }
         }
+    }
+
+    /// Queues commands again that surely are in no log: they go first as soon as there is a leader.
+    fn take_back(&self, batch: Batch) {
+        self.waiters.unpropose(batch.commands.iter().map(|command| command.request_id));
+        let mut queues = self.queues.lock();
+        for command in batch.commands.into_iter().rev() {
+            let bytes = command.encoded_len();
+            self.bytes_in_flight.fetch_add(bytes, Ordering::Relaxed);
+            queues.normal.push_front(Queued { command, bytes });
+        }
+        drop(queues);
+        self.refused.store(true, Ordering::Relaxed);
     }
 }
 

@@ -8,6 +8,7 @@ use kelson_storage::Reader;
 use openraft::async_runtime::watch::WatchReceiver;
 
 use crate::log_store::LogStore;
+use crate::snapshot::Transfers;
 use crate::types::Raft;
 
 /// How much log stays.
@@ -47,7 +48,13 @@ impl Retention {
 }
 
 /// Purges until openraft stops.
-pub(crate) async fn run(raft: Raft, log: LogStore, reader: Reader, retention: Retention) {
+pub(crate) async fn run(
+    raft: Raft,
+    log: LogStore,
+    reader: Reader,
+    transfers: Transfers,
+    retention: Retention,
+) {
     let mut done = 0;
     loop {
         tokio::time::sleep(retention.look).await;
@@ -59,6 +66,7 @@ pub(crate) async fn run(raft: Raft, log: LogStore, reader: Reader, retention: Re
         };
         let durable = reader.durable_applied().borrow().index;
         let upto = retention.cut(durable, last, &|bytes| log.index_keeping(bytes));
+        let upto = upto.min(needed(&raft, &transfers, &retention, &log));
         if upto < done + retention.step_entries {
             continue;
         }
@@ -73,6 +81,21 @@ pub(crate) async fn run(raft: Raft, log: LogStore, reader: Reader, retention: Re
             return;
         }
     }
+}
+
+/// What other members still need: the log behind a snapshot under way always stays, the log of a slow
+/// member as long as it is not too large.
+fn needed(raft: &Raft, transfers: &Transfers, retention: &Retention, log: &LogStore) -> u64 {
+    let slowest = {
+        let metrics = raft.data_metrics();
+        let metrics = metrics.borrow_watched();
+        let matched = metrics.replication.iter().flatten();
+        matched.map(|(_, matched)| matched.map_or(0, |id| id.index + 1)).min()
+    };
+    let slowest = slowest.map_or(u64::MAX, |slowest| {
+        slowest.max(log.index_keeping(retention.keep_bytes_max))
+    });
+    slowest.min(transfers.needed_from().unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

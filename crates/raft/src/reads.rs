@@ -1,6 +1,6 @@
 //! The read barrier: proves that local state contains every write acknowledged before a read began.
-//! One task takes all waiting readers, makes one round for them and wakes them together. It never
-//! reads data. The only voter of a cluster needs no round: see `Progress::reads_are_local`.
+//! One task takes all waiting readers, makes one round for them and wakes them together; on a follower
+//! the round is one question to the leader. It never reads data. The only voter of a cluster needs no round: see `Progress::reads_are_local`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +12,7 @@ use openraft::errors::{LinearizableReadError, RaftError};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::forward::Forwarder;
 use crate::progress::Progress;
 use crate::status::Status;
 use crate::types::Raft;
@@ -102,7 +103,7 @@ impl Reads {
     }
 
     /// Makes rounds until [`Reads::close`].
-    pub(crate) async fn run(self: Arc<Self>, raft: Raft) {
+    pub(crate) async fn run(self: Arc<Self>, raft: Raft, forwarder: Forwarder) {
         loop {
             self.arrived.notified().await;
             let readers = {
@@ -115,7 +116,7 @@ impl Reads {
             if readers.is_empty() {
                 continue;
             }
-            let barrier = self.round(&raft, &readers).await;
+            let barrier = self.round(&raft, &forwarder, &readers).await;
             for reader in readers {
                 // A reader that left does not want to know.
                 reader.send(barrier).ok();
@@ -123,19 +124,26 @@ impl Reads {
         }
     }
 
-    async fn round(&self, raft: &Raft, readers: &[oneshot::Sender<Barrier>]) -> Barrier {
+    async fn round(
+        &self,
+        raft: &Raft,
+        forwarder: &Forwarder,
+        readers: &[oneshot::Sender<Barrier>],
+    ) -> Barrier {
         let leader_changes = self.status.borrow().leader_changes;
         let mut status = self.status.clone();
         while readers.iter().any(|reader| !reader.is_closed()) {
             status.mark_unchanged();
-            match raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
-                // openraft has waited until the index is applied.
-                Ok(read) => return Ok(read.index() + 1),
-                Err(RaftError::Fatal(_)) => return Err(Error::Stopped),
-                Err(RaftError::APIError(
-                    LinearizableReadError::ForwardToLeader(_)
-                    | LinearizableReadError::QuorumNotEnough(_),
-                )) => {}
+            let (leader, is_leader) = {
+                let status = status.borrow();
+                (status.leader, status.is_leader)
+            };
+            let confirmed = match leader {
+                Some(leader) if !is_leader => self.asked_leader(raft, forwarder, leader).await,
+                _ => confirmed_here(raft).await,
+            };
+            if let Some(barrier) = confirmed {
+                return barrier;
             }
             // Nobody could confirm: try again when the leader changes, or after a while.
             drop(tokio::time::timeout(RETRY, status.changed()).await);
@@ -146,5 +154,37 @@ impl Reads {
             }
         }
         Err(Error::Timeout)
+    }
+
+    /// `None` = nobody could confirm.
+    async fn asked_leader(
+        &self,
+        raft: &Raft,
+        forwarder: &Forwarder,
+        leader: u64,
+    ) -> Option<Barrier> {
+        let index = forwarder.read_index(leader).await?;
+        if self.progress.applied() >= index {
+            return Some(Ok(index));
+        }
+        // openraft counts from 0.
+        let waiting = raft.wait(Some(self.timeout));
+        match waiting.applied_index_at_least(Some(index - 1), "a read").await {
+            Ok(_) => Some(Ok(index)),
+            Err(openraft::metrics::WaitError::Timeout(..)) => Some(Err(Error::Timeout)),
+            Err(openraft::metrics::WaitError::ShuttingDown) => Some(Err(Error::Stopped)),
+        }
+    }
+}
+
+/// A round by this member as leader; `None` = it does not lead, or no quorum says so.
+async fn confirmed_here(raft: &Raft) -> Option<Barrier> {
+    match raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+        // openraft has waited until the index is applied.
+        Ok(read) => Some(Ok(read.index() + 1)),
+        Err(RaftError::Fatal(_)) => Some(Err(Error::Stopped)),
+        Err(RaftError::APIError(
+            LinearizableReadError::ForwardToLeader(_) | LinearizableReadError::QuorumNotEnough(_),
+        )) => None,
     }
 }

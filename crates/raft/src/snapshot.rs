@@ -1,26 +1,50 @@
-//! Snapshots as openraft sees them: a position that durable state has reached. State on disk is its
-//! own snapshot, so building one copies nothing; it waits until a checkpoint has passed. Content is
-//! not carried yet: installing one is refused until clusters of several members exist.
+//! Snapshots as openraft sees them: a position that state has reached, or a state received from
+//! another member. State on disk is its own snapshot, so building one copies nothing. Sending reads
+//! the store at one position in chunks; neither side ever holds it in memory. What the chunks contain
+//! is the storage crate's business.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use kelson_storage::{LogId as Position, Reader};
+use bytes::Bytes;
+use futures::channel::mpsc;
+use kelson_api::peer::{SnapshotHeader, SnapshotPart, SnapshotReply, snapshot_part::Part};
+use kelson_storage::{LogId as Position, Received, Reader, Transfer};
 use openraft::RaftSnapshotBuilder;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tonic::{Status, Streaming};
 
-use crate::types::{Snapshot, SnapshotMeta, StoredMembership, TypeConfig, raft_log_id};
+use crate::codec;
+use crate::peers::{Link, Peers};
+use crate::types::{Raft, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote, raft_log_id};
+use crate::wire;
 
-/// Stands for the state as of a position.
-#[derive(Debug, Clone)]
-pub(crate) struct SnapshotHandle {
-    /// The last entry that the state contains.
-    pub(crate) applied: Position,
+/// Snapshots sent at a time: they compete with clients for disk and network.
+const AT_A_TIME: usize = 2;
+/// Chunks read ahead of the network.
+const AHEAD: usize = 4;
+/// Speed at which one snapshot is read. Unit: bytes per second.
+const BYTES_PER_SECOND: u64 = 100 << 20;
+/// Time that a receiver may take for its last step, in which it makes everything durable.
+const FINISH_TIME: Duration = Duration::from_secs(300);
+/// Time without any chunk after which a receiver gives up.
+const CHUNK_TIME: Duration = Duration::from_secs(30);
+
+/// What openraft hands around as a snapshot.
+pub(crate) enum SnapshotHandle {
+    /// The local state.
+    Own,
+    /// A state that was received, verified and made durable beside the local one.
+    Received(Box<Received>),
 }
 
 pub(crate) fn at(applied: Position, membership: StoredMembership) -> Snapshot {
-    Snapshot {
-        meta: SnapshotMeta { last_log_id: raft_log_id(applied), last_membership: membership },
-        snapshot: SnapshotHandle { applied },
-    }
+    let meta = SnapshotMeta { last_log_id: raft_log_id(applied), last_membership: membership };
+    Snapshot { meta, snapshot: SnapshotHandle::Own }
 }
 
 /// Waits until the state as of the builder's making is durable, then names it.
@@ -38,4 +62,249 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         durable.wait_for(|durable| *durable >= self.applied).await.map_err(io::Error::other)?;
         Ok(at(self.applied, self.membership.clone()))
     }
+}
+
+/// Snapshots under way from this member. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Transfers {
+    reader: Reader,
+    room: Arc<Semaphore>,
+    /// Position of each transfer: the log behind it must stay.
+    under_way: Arc<Mutex<BTreeMap<u64, u64>>>,
+    next: Arc<AtomicU64>,
+    pub(crate) counters: Arc<TransferCounters>,
+}
+
+/// What snapshots have cost since the start.
+#[derive(Default)]
+pub(crate) struct TransferCounters {
+    pub(crate) sent: AtomicU64,
+    pub(crate) send_failures: AtomicU64,
+    pub(crate) received: AtomicU64,
+    pub(crate) bytes_sent: AtomicU64,
+    pub(crate) bytes_received: AtomicU64,
+}
+
+/// Keeps the log behind one transfer.
+struct UnderWay {
+    transfers: Transfers,
+    id: u64,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.transfers.under_way.lock().remove(&self.id);
+    }
+}
+
+impl Transfers {
+    pub(crate) fn new(reader: Reader) -> Transfers {
+        Transfers {
+            reader,
+            room: Arc::new(Semaphore::new(AT_A_TIME)),
+            under_way: Arc::default(),
+            next: Arc::default(),
+            counters: Arc::default(),
+        }
+    }
+
+    /// The lowest index whose successors a receiver will still need.
+    pub(crate) fn needed_from(&self) -> Option<u64> {
+        self.under_way.lock().values().min().copied()
+    }
+
+    fn begin(&self, applied: Position) -> UnderWay {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.under_way.lock().insert(id, applied.index);
+        UnderWay { transfers: self.clone(), id }
+    }
+}
+
+/// Sends the state as it is now and returns the receiver's vote. It may be newer than what openraft
+/// asked for: the receiver then has more than openraft counts on, never less.
+pub(crate) async fn send(
+    transfers: &Transfers,
+    peers: &Peers,
+    link: &Link,
+    vote: &Vote,
+) -> Result<Vote, Status> {
+    let _turn = transfers.room.acquire().await.expect("the semaphore is never closed");
+    // From the applied position on the log must stay; it is taken before the state is pinned.
+    let _kept = transfers.begin(transfers.reader.applied());
+    let result = stream_state(transfers, peers, link, vote).await;
+    let counter = match result {
+        Ok(_) => &transfers.counters.sent,
+        Err(_) => &transfers.counters.send_failures,
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
+    result
+}
+
+async fn stream_state(
+    transfers: &Transfers,
+    peers: &Peers,
+    link: &Link,
+    vote: &Vote,
+) -> Result<Vote, Status> {
+    let begun = Instant::now();
+    let reader = transfers.reader.clone();
+    let opened = tokio::task::spawn_blocking(move || reader.transfer()).await;
+    let transfer = opened
+        .map_err(|error| Status::internal(error.to_string()))?
+        .map_err(|fatal| Status::internal(fatal.to_string()))?;
+    let applied = transfer.applied();
+    let header = header(&transfer, vote)?;
+    tracing::info!(index = applied.index, "sending database snapshot");
+
+    let (mut parts, stream) = mpsc::channel(AHEAD);
+    let counters = transfers.counters.clone();
+    let (failure, failed) = tokio::sync::oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        let fed = feed(transfer, header, &mut parts, &counters);
+        // The asking side is gone if the call was canceled.
+        drop(failure.send(fed));
+    });
+    let mut client = link.snapshot();
+    let answer = client.snapshot(stream).await;
+    let reply = peers.check_answer(link, answer)?;
+    match failed.await {
+        Ok(Ok(())) => {}
+        Ok(Err(text)) => return Err(Status::internal(text)),
+        Err(_) => return Err(Status::internal("the thread that reads the snapshot is gone")),
+    }
+    tracing::info!(index = applied.index, took = ?begun.elapsed(), "sent database snapshot");
+    wire::vote(reply.ballot.as_ref())
+}
+
+fn header(transfer: &Transfer, vote: &Vote) -> Result<SnapshotPart, Status> {
+    let Some((at, membership)) = transfer.membership() else {
+        return Err(Status::internal("the state to be sent has no membership"));
+    };
+    let header = SnapshotHeader {
+        leader: Some(wire::ballot(vote)),
+        applied: Some(wire::placed(transfer.applied())),
+        membership,
+        membership_at: Some(wire::placed(at)),
+        size_hint: 0,
+    };
+    Ok(SnapshotPart { part: Some(Part::Header(header)) })
+}
+
+/// Reads chunks and hands them to the network, no faster than allowed.
+fn feed(
+    mut transfer: Transfer,
+    header: SnapshotPart,
+    parts: &mut mpsc::Sender<SnapshotPart>,
+    counters: &TransferCounters,
+) -> Result<(), String> {
+    use futures::SinkExt;
+    let begun = Instant::now();
+    let mut sent: u64 = 0;
+    let gone = |_| "the receiver closed the stream".to_owned();
+    futures::executor::block_on(parts.send(header)).map_err(gone)?;
+    while let Some(chunk) = transfer.next_chunk().map_err(|fatal| fatal.to_string())? {
+        sent += chunk.len() as u64;
+        counters.bytes_sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        let part = SnapshotPart { part: Some(Part::Chunk(chunk)) };
+        futures::executor::block_on(parts.send(part)).map_err(gone)?;
+        let due = Duration::from_micros(sent.saturating_mul(1_000_000) / BYTES_PER_SECOND);
+        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+    }
+    Ok(())
+}
+
+/// Takes a snapshot from the leader: writes it beside the local state, verifies it, and has consensus
+/// install it.
+pub(crate) async fn receive(
+    raft: &Raft,
+    transfers: &Transfers,
+    mut parts: Streaming<SnapshotPart>,
+) -> Result<SnapshotReply, Status> {
+    let Some(Part::Header(header)) = next_part(&mut parts).await? else {
+        return Err(Status::invalid_argument("a snapshot begins with a header"));
+    };
+    let vote = wire::vote(header.leader.as_ref())?;
+    let membership = codec::decode_membership(header.membership.clone())
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let membership_at = wire::log_id(header.membership_at.as_ref());
+    let applied = wire::storage_position(header.applied.as_ref());
+    tracing::info!(index = applied.index, "receiving database snapshot");
+    let begun = Instant::now();
+    let received = write(transfers, &mut parts).await?;
+    if received.applied() != applied {
+        return Err(Status::data_loss("the snapshot is not of the position that it was said to be"));
+    }
+    tracing::info!(index = applied.index, took = ?begun.elapsed(), "received database snapshot");
+    let meta = SnapshotMeta {
+        last_log_id: raft_log_id(applied),
+        last_membership: StoredMembership::new(membership_at, membership),
+    };
+    let snapshot = Snapshot { meta, snapshot: SnapshotHandle::Received(Box::new(received)) };
+    let response = raft.install_full_snapshot(vote, snapshot).await;
+    let response = response.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
+    transfers.counters.received.fetch_add(1, Ordering::Relaxed);
+    Ok(SnapshotReply { ballot: Some(wire::ballot(&response.vote)) })
+}
+
+async fn next_part(parts: &mut Streaming<SnapshotPart>) -> Result<Option<Part>, Status> {
+    let late = |_| Status::deadline_exceeded("the snapshot stopped coming");
+    let part = tokio::time::timeout(CHUNK_TIME, parts.message()).await.map_err(late)??;
+    match part {
+        None => Ok(None),
+        Some(SnapshotPart { part: Some(part) }) => Ok(Some(part)),
+        Some(SnapshotPart { part: None }) => {
+            Err(Status::invalid_argument("an empty part of a snapshot"))
+        }
+    }
+}
+
+/// Writes all chunks in a thread of their own, which may wait for the disk.
+async fn write(
+    transfers: &Transfers,
+    parts: &mut Streaming<SnapshotPart>,
+) -> Result<Received, Status> {
+    let (chunks, waiting) = tokio::sync::mpsc::channel::<Bytes>(AHEAD);
+    let reader = transfers.reader.clone();
+    let writer = tokio::task::spawn_blocking(move || take(&reader, waiting));
+    let mut failure = None;
+    loop {
+        match next_part(parts).await {
+            Ok(Some(Part::Chunk(chunk))) => {
+                let size = chunk.len() as u64;
+                transfers.counters.bytes_received.fetch_add(size, Ordering::Relaxed);
+                if chunks.send(chunk).await.is_err() {
+                    break; // The writer failed and says why below.
+                }
+            }
+            Ok(Some(Part::Header(_))) => {
+                failure = Some(Status::invalid_argument("a second header in a snapshot"));
+                break;
+            }
+            Ok(None) => break,
+            Err(status) => {
+                failure = Some(status);
+                break;
+            }
+        }
+    }
+    // Without the last chunk the writer refuses what it has and takes it away.
+    drop(chunks);
+    if let Some(status) = failure {
+        return Err(status);
+    }
+    let late = |_| Status::deadline_exceeded("the snapshot could not be made durable in time");
+    let written = tokio::time::timeout(FINISH_TIME, writer).await.map_err(late)?;
+    written.map_err(|error| Status::internal(error.to_string()))?
+}
+
+fn take(
+    reader: &Reader,
+    mut chunks: tokio::sync::mpsc::Receiver<Bytes>,
+) -> Result<Received, Status> {
+    let bad = |error: kelson_storage::TransferError| Status::data_loss(error.to_string());
+    let mut receiver = reader.receive().map_err(bad)?;
+    while let Some(chunk) = chunks.blocking_recv() {
+        receiver.take(chunk).map_err(bad)?;
+    }
+    receiver.finish().map_err(bad)
 }

@@ -12,6 +12,7 @@ use kelson_api::etcdserverpb::Member;
 use kelson_storage::{LogId as Position, Reader, Store};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::codec;
 use crate::error::abort;
@@ -32,6 +33,7 @@ pub(crate) struct StateMachine {
     reader: Reader,
     waiters: Arc<Waiters>,
     progress: Arc<Progress>,
+    removed: watch::Sender<bool>,
     member_id: u64,
 }
 
@@ -41,9 +43,10 @@ impl StateMachine {
         reader: Reader,
         waiters: Arc<Waiters>,
         progress: Arc<Progress>,
+        removed: watch::Sender<bool>,
         member_id: u64,
     ) -> StateMachine {
-        StateMachine { store, reader, waiters, progress, member_id }
+        StateMachine { store, reader, waiters, progress, removed, member_id }
     }
 
     fn state(&self) -> io::Result<(Position, StoredMembership)> {
@@ -85,6 +88,9 @@ impl StateMachine {
                 store
                     .apply_membership(id, codec::encode_membership(&membership), change.as_ref())
                     .unwrap_or_else(|e| abort("apply a membership", &e));
+                if change.is_some_and(|change| change.remove.contains(&self.member_id)) {
+                    self.removed.send_replace(true);
+                }
             }
         }
         self.progress.set_applied(id);
@@ -171,11 +177,23 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         _meta: &SnapshotMeta,
         snapshot: SnapshotHandle,
     ) -> io::Result<()> {
-        Err(io::Error::other(format!(
-            "install a snapshot of index {}: multi-member clusters are not supported by this \
-             version yet",
-            snapshot.applied.index
-        )))
+        let SnapshotHandle::Received(received) = snapshot else {
+            return Err(io::Error::other("the own state cannot be installed"));
+        };
+        let applied = received.applied();
+        let store = self.store.clone();
+        let installing = tokio::task::spawn_blocking(move || {
+            let mut store = store.lock();
+            let store = store.as_mut().ok_or_else(stopped)?;
+            store.install(*received).unwrap_or_else(|e| abort("install a snapshot", &e));
+            Ok::<(), io::Error>(())
+        });
+        installing.await.unwrap_or_else(|e| abort("install a snapshot", &e))?;
+        self.progress.set_applied(applied);
+        if self.reader.removed_members().contains(&self.member_id) {
+            self.removed.send_replace(true);
+        }
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {

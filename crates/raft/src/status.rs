@@ -1,10 +1,12 @@
 //! What a member knows of its cluster, in our own words: leader, term, positions. One task follows
 //! openraft's metrics and publishes changes of leadership; positions are read when asked for, so
-//! that a write wakes nobody here.
+//! that a write wakes nobody here. A leader counts only while a quorum has acknowledged it, or while it
+//! was heard, within the election timeout: openraft's own leader keeps its role without a quorum.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use openraft::ServerState;
+use openraft::{Instant, ServerState};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftServerMetrics;
 use tokio::sync::watch;
@@ -74,14 +76,18 @@ impl Status {
         self
     }
 
-    fn follow(&mut self, metrics: &RaftServerMetrics<TypeConfig>, last_leader: &mut Option<u64>) {
+    fn follow(
+        &mut self,
+        metrics: &RaftServerMetrics<TypeConfig>,
+        view: View,
+        last_leader: &mut Option<u64>,
+    ) {
         let membership = metrics.membership_config.membership();
-        // The only voter is a quorum by itself, so its role says all. With more voters the age of
-        // the last acknowledgement will have to count too, which comes with the peer transport.
         let leader = match metrics.state {
-            ServerState::Leader => Some(self.member_id),
+            ServerState::Leader => view.has_quorum.then_some(self.member_id),
             ServerState::Learner | ServerState::Follower => {
-                metrics.current_leader.filter(|leader| *leader != self.member_id)
+                let other = metrics.current_leader.filter(|leader| *leader != self.member_id);
+                other.filter(|_| view.has_heard)
             }
             ServerState::Candidate | ServerState::Shutdown => None,
         };
@@ -97,21 +103,65 @@ impl Status {
     }
 }
 
+/// How fresh the signs of a leader are.
+#[derive(Clone, Copy, Debug)]
+struct View {
+    /// A quorum has acknowledged this member as leader within the election timeout.
+    has_quorum: bool,
+    /// A leader was heard within the election timeout.
+    has_heard: bool,
+}
+
+impl View {
+    fn now(raft: &Raft, progress: &Progress, election: Duration) -> View {
+        let acknowledged = {
+            let metrics = raft.data_metrics();
+            let acked = metrics.borrow_watched().last_quorum_acked;
+            acked.map(|at| at.elapsed())
+        };
+        let is_fresh = |since: Duration| since < election;
+        View {
+            // The only voter is a quorum by itself.
+            has_quorum: progress.is_sole_voter() || acknowledged.is_some_and(is_fresh),
+            has_heard: progress.since_heard().is_some_and(|since| since < election),
+        }
+    }
+}
+
+/// How often the freshness of a leader is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    pub(crate) heartbeat: Duration,
+    pub(crate) election: Duration,
+}
+
 /// Publishes changes of leadership, term and role until openraft stops.
-pub(crate) async fn follow(raft: Raft, progress: Arc<Progress>, status: watch::Sender<Status>) {
+pub(crate) async fn follow(
+    raft: Raft,
+    progress: Arc<Progress>,
+    status: watch::Sender<Status>,
+    pace: Pace,
+) {
     let mut metrics = raft.server_metrics();
     let mut last_leader = None;
     loop {
         let seen = metrics.borrow_watched().clone();
+        let view = View::now(&raft, &progress, pace.election);
+        let mut has_leader = false;
         status.send_if_modified(|status| {
             let before = status.clone();
-            status.follow(&seen, &mut last_leader);
+            status.follow(&seen, view, &mut last_leader);
+            has_leader = status.leader.is_some();
             let changed = *status != before;
             *status = status.clone().at(&progress);
             changed
         });
-        if metrics.changed().await.is_err() {
-            break;
+        // Nobody tells when a quorum acknowledges a new leader for the first time, or when the old one
+        // falls silent.
+        let pause = if has_leader { pace.heartbeat } else { pace.heartbeat / 10 };
+        match tokio::time::timeout(pause, metrics.changed()).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(_)) => break,
         }
     }
     status.send_modify(|status| {

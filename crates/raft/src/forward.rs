@@ -1,0 +1,105 @@
+//! What a follower asks of its leader: to take commands into the log, to confirm that it leads, to
+//! change the membership. Each call has an end in time. It knows whether a call that failed may have
+//! had an effect; what follows from that is for the caller to decide.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kelson_api::Error;
+use kelson_api::peer::forward_reply::Outcome;
+use kelson_api::peer::{ChangeMembersRequest, ForwardRequest, ReadIndexRequest};
+use tonic::{Response, Status};
+
+use crate::peers::{Link, Peers, never_sent};
+
+/// How the leader disposed of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forwarded {
+    /// The leader has applied it; it will be applied here too.
+    Applied,
+    /// Surely not in any log.
+    Refused,
+    /// Surely not in any log, and the leader has no room.
+    Busy,
+    /// It may be applied later, or never.
+    Unknown,
+}
+
+/// Calls to the leader. Clones share the connections.
+#[derive(Clone)]
+pub(crate) struct Forwarder {
+    peers: Peers,
+    /// Longest time for an answer.
+    timeout: Duration,
+}
+
+impl Forwarder {
+    pub(crate) fn new(peers: Peers, timeout: Duration) -> Forwarder {
+        Forwarder { peers, timeout }
+    }
+
+    /// Asks the leader to take an encoded batch.
+    pub(crate) async fn batch(&self, leader: u64, batch: Bytes) -> Forwarded {
+        let link = self.peers.link(leader);
+        let mut client = link.bulk();
+        let call = client.forward(ForwardRequest { batch });
+        match self.answered(&link, call).await {
+            Ok(reply) => match reply.outcome() {
+                Outcome::Applied => Forwarded::Applied,
+                Outcome::NotLeader => Forwarded::Refused,
+                Outcome::Busy => Forwarded::Busy,
+                Outcome::Unknown => Forwarded::Unknown,
+            },
+            // Refused at the door, or never at it.
+            Err(status) if never_sent(&status) || is_refusal(&status) => Forwarded::Refused,
+            Err(_) => Forwarded::Unknown,
+        }
+    }
+
+    /// The index that covers everything acknowledged before the call; `None` = nobody could tell.
+    pub(crate) async fn read_index(&self, leader: u64) -> Option<u64> {
+        let link = self.peers.link(leader);
+        let mut client = link.control();
+        let call = client.read_index(ReadIndexRequest {});
+        let reply = self.answered(&link, call).await.ok()?;
+        (reply.index > 0).then_some(reply.index)
+    }
+
+    /// Asks the leader for a change of the members; returns the index of its entry.
+    ///
+    /// # Errors
+    /// As the leader says, `NotLeader` if it was surely not asked, `Timeout` if the outcome is unknown.
+    pub(crate) async fn change(
+        &self,
+        leader: u64,
+        request: ChangeMembersRequest,
+    ) -> Result<u64, Error> {
+        let link = self.peers.link(leader);
+        let mut client = link.control();
+        let call = client.change_members(request);
+        match self.answered(&link, call).await {
+            Ok(reply) if reply.error.is_empty() => Ok(reply.index),
+            Ok(reply) => {
+                let known = Error::ALL.iter().find(|error| error.text() == reply.error);
+                Err(known.copied().unwrap_or(Error::Timeout))
+            }
+            Err(status) if never_sent(&status) || is_refusal(&status) => Err(Error::NotLeader),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    async fn answered<T>(
+        &self,
+        link: &Link,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        let late = || Err(Status::deadline_exceeded("the leader did not answer in time"));
+        let answer = tokio::time::timeout(self.timeout, call).await.unwrap_or_else(|_| late());
+        self.peers.check_answer(link, answer)
+    }
+}
+
+/// The receiver refused to listen, so it did nothing.
+fn is_refusal(status: &Status) -> bool {
+    matches!(status.code(), tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument)
+}

@@ -1,0 +1,222 @@
+//! What this member does for others: takes entries, votes, commands and reads of followers, changes of
+//! the membership, snapshots. Every call is checked for who sends it first (`peers`); the work is
+//! openraft's or the module's of that name. It speaks to no client.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use kelson_api::Message;
+use kelson_api::command::Batch;
+use kelson_api::peer::forward_reply::Outcome;
+use kelson_api::peer::peer_server::{Peer, PeerServer};
+use kelson_api::peer::{
+    AppendReply, AppendRequest, ChangeMembersReply, ChangeMembersRequest, DescribeReply,
+    DescribeRequest, ForwardReply, ForwardRequest, KnownIdentity, ReadIndexReply, ReadIndexRequest,
+    SnapshotPart, SnapshotReply, TransferReply, TransferRequest, VoteReply, VoteRequest,
+};
+use kelson_storage::{Identity, Reader};
+use openraft::ReadPolicy;
+use openraft::errors::ClientWriteError;
+use openraft::raft::ClientWriteResult;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::membership::Members;
+use crate::peers::{MESSAGE_MAX, Peers};
+use crate::progress::Progress;
+use crate::proposer::Proposer;
+use crate::snapshot::{self, Transfers};
+use crate::types::{Answer, Commands, Raft, TypeConfig};
+use crate::wire;
+
+/// The service of `kelson.peer.Peer`. Clones share the member.
+#[derive(Clone)]
+pub(crate) struct PeerService {
+    pub(crate) raft: Raft,
+    pub(crate) peers: Peers,
+    pub(crate) identity: Identity,
+    pub(crate) reader: Reader,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) proposer: Arc<Proposer>,
+    pub(crate) members: Arc<Members>,
+    pub(crate) transfers: Transfers,
+}
+
+impl PeerService {
+    pub(crate) fn server(self) -> PeerServer<PeerService> {
+        PeerServer::new(self)
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX)
+    }
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("consensus has stopped: {error}"))
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type AppendStream = Pin<Box<dyn Stream<Item = Result<AppendReply, Status>> + Send>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let from = self.peers.check_sender(request.metadata())?;
+        let requests = futures::stream::unfold(request.into_inner(), move |mut requests| async move {
+            let request = requests.message().await;
+            let request = request.and_then(|request| request.map(wire::appended).transpose());
+            match request {
+                Ok(Some(request)) => Some((request, requests)),
+                Ok(None) => None,
+                Err(status) => {
+                    tracing::debug!(
+                        "remote-peer-id" = format!("{from:x}"),
+                        error = status.message(),
+                        "a stream of entries ended"
+                    );
+                    None
+                }
+            }
+        });
+        let progress = self.progress.clone();
+        let replies = self.raft.stream_append(requests).map(move |result| match result {
+            Ok(result) => {
+                if !matches!(&result, Err(openraft::raft::StreamAppendError::HigherVote(_))) {
+                    progress.note_heard();
+                }
+                Ok(wire::append_reply(&result))
+            }
+            Err(fatal) => Err(stopped(fatal)),
+        });
+        Ok(self.peers.answer_stream(Box::pin(replies), self.progress.last()))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<AppendRequest>,
+    ) -> Result<Response<AppendReply>, Status> {
+        self.peers.check_sender(request.metadata())?;
+        let request = wire::appended(request.into_inner())?;
+        let previous = request.prev_log_id;
+        let last = request.entries.last().map(|entry| entry.log_id).or(previous);
+        let response = self.raft.append_entries(request).await.map_err(stopped)?;
+        let reply = wire::lone_reply(response, previous, last);
+        if !matches!(reply.outcome, Some(kelson_api::peer::append_reply::Outcome::Higher(_))) {
+            self.progress.note_heard();
+        }
+        Ok(self.peers.answer(reply))
+    }
+
+    async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteReply>, Status> {
+        self.peers.check_sender(request.metadata())?;
+        let request = request.into_inner();
+        let asked = wire::asked_vote(&request)?;
+        let response = if request.is_pre_vote {
+            self.raft.pre_vote(asked).await
+        } else {
+            self.raft.vote(asked).await
+        };
+        Ok(self.peers.answer(wire::vote_reply(&response.map_err(stopped)?)))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferRequest>,
+    ) -> Result<Response<TransferReply>, Status> {
+        self.peers.check_sender(request.metadata())?;
+        let asked = wire::asked_transfer(request.get_ref())?;
+        let result = self.raft.handle_transfer_leader(asked).await.map_err(stopped)?;
+        let refusal = result.err().map(|refusal| refusal.to_string()).unwrap_or_default();
+        Ok(self.peers.answer(TransferReply { refusal }))
+    }
+
+    async fn forward(
+        &self,
+        request: Request<ForwardRequest>,
+    ) -> Result<Response<ForwardReply>, Status> {
+        self.peers.check_sender(request.metadata())?;
+        let batch = request.into_inner().batch;
+        // What goes into the log must be readable by every member for ever.
+        if let Err(error) = Batch::decode(batch.clone()) {
+            return Err(Status::invalid_argument(format!("a malformed batch: {error}")));
+        }
+        let Some(room) = self.proposer.admit_forwarded(batch.len()) else {
+            return Ok(self.peers.answer(ForwardReply { outcome: Outcome::Busy.into() }));
+        };
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let answer = Answer::new(move |result: ClientWriteResult<TypeConfig>| {
+            drop(room);
+            // The asking member is gone if it was canceled.
+            drop(sender.send(result));
+        });
+        self.raft.client_write_ff(Commands(batch), Some(answer)).await.map_err(stopped)?;
+        let outcome = match receiver.await.map_err(stopped)? {
+            Ok(_) => Outcome::Applied,
+            Err(ClientWriteError::ForwardToLeader(_)) => Outcome::NotLeader,
+            Err(_) => Outcome::Unknown,
+        };
+        Ok(self.peers.answer(ForwardReply { outcome: outcome.into() }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<ReadIndexRequest>,
+    ) -> Result<Response<ReadIndexReply>, Status> {
+        self.peers.check_sender(request.metadata())?;
+        let index = match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+            Ok((read, _)) => read.index() + 1,
+            Err(openraft::errors::RaftError::Fatal(fatal)) => return Err(stopped(fatal)),
+            Err(openraft::errors::RaftError::APIError(_)) => 0,
+        };
+        Ok(self.peers.answer(ReadIndexReply { index }))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<ChangeMembersRequest>,
+    ) -> Result<Response<ChangeMembersReply>, Status> {
+        self.peers.check_sender(request.metadata())?;
+        let reply = match self.members.change(request.into_inner()).await {
+            Ok(index) => ChangeMembersReply { index, error: String::new() },
+            Err(error) => ChangeMembersReply { index: 0, error: error.text().to_owned() },
+        };
+        Ok(self.peers.answer(reply))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<SnapshotPart>>,
+    ) -> Result<Response<SnapshotReply>, Status> {
+        let from = self.peers.check_sender(request.metadata())?;
+        let reply = snapshot::receive(&self.raft, &self.transfers, request.into_inner()).await;
+        if let Err(status) = &reply {
+            tracing::warn!(
+                "remote-peer-id" = format!("{from:x}"),
+                error = status.message(),
+                "failed to receive database snapshot"
+            );
+        }
+        Ok(self.peers.answer(reply?))
+    }
+
+    /// Anybody who may connect may ask this: a process that is about to join has no identity yet.
+    async fn describe(
+        &self,
+        _request: Request<DescribeRequest>,
+    ) -> Result<Response<DescribeReply>, Status> {
+        let members = self.reader.members();
+        let known = members.iter().filter_map(|member| {
+            let storage_uuid = self.reader.storage_uuid(member.id)?;
+            Some(KnownIdentity { id: member.id, storage_uuid })
+        });
+        Ok(Response::new(DescribeReply {
+            cluster_id: self.identity.cluster_id,
+            member_id: self.identity.member_id,
+            identities: known.collect(),
+            removed: self.reader.removed_members(),
+            cluster_version: self.reader.cluster_version().unwrap_or_default(),
+            members,
+        }))
+    }
+}
