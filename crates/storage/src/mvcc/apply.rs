@@ -183,10 +183,18 @@ fn alarm(writer: &mut Writer<'_>, request: &AlarmRequest) -> AlarmResponse {
 pub(crate) fn change_members(state: &State, delta: &mut Delta, change: &MembersChange) {
     let mut cluster = state.cluster.write();
     for member in &change.put {
-        if !cluster.removed.contains(&member.id) {
-            cluster.members.insert(member.id, member.clone());
-            delta.meta.push(MetaChange::MemberPut(member.clone()));
+        if cluster.removed.contains(&member.id) {
+            continue;
         }
+        let mut member = member.clone();
+        // Name and client URLs are the member's own word; it may have published them while the change
+        // was under way.
+        if let Some(known) = cluster.members.get(&member.id) {
+            member.name.clone_from(&known.name);
+            member.client_ur_ls.clone_from(&known.client_ur_ls);
+        }
+        cluster.members.insert(member.id, member.clone());
+        delta.meta.push(MetaChange::MemberPut(member));
     }
     for &id in &change.remove {
         cluster.members.remove(&id);
