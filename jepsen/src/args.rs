@@ -1,0 +1,79 @@
+//! Command-line words: `--name value`, `--name=value` and switches. Every word must be used by the
+//! command; a left-over is an error, so no option is ever ignored.
+
+/// The words after the command.
+pub(crate) struct Args {
+    words: Vec<String>,
+}
+
+impl Args {
+    pub(crate) fn new(words: impl Iterator<Item = String>) -> Self {
+        // `--name=value` and `--name value` mean the same, except for flags handed on to members.
+        let split = |word: String| match word.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => {
+                vec![name.to_owned(), value.to_owned()]
+            }
+            _ => vec![word],
+        };
+        let mut flat = Vec::new();
+        let mut raw = false;
+        for word in words {
+            let next_raw = word == "--flag";
+            flat.extend(if raw { vec![word] } else { split(word) });
+            raw = next_raw;
+        }
+        Self { words: flat }
+    }
+
+    fn take(&mut self, name: &str) -> Result<Option<String>, String> {
+        let Some(at) = self.words.iter().position(|word| word.strip_prefix("--") == Some(name))
+        else {
+            return Ok(None);
+        };
+        if at + 1 == self.words.len() {
+            return Err(format!("--{name} needs a value"));
+        }
+        self.words.remove(at);
+        Ok(Some(self.words.remove(at)))
+    }
+
+    pub(crate) fn text(&mut self, name: &str, default: &str) -> Result<String, String> {
+        Ok(self.take(name)?.unwrap_or_else(|| default.to_owned()))
+    }
+
+    pub(crate) fn number(&mut self, name: &str, default: u64) -> Result<u64, String> {
+        match self.take(name)? {
+            None => Ok(default),
+            Some(text) => text.parse().map_err(|_| format!("--{name}: {text:?} is no number")),
+        }
+    }
+
+    /// All values of an option that may be given many times.
+    pub(crate) fn many(&mut self, name: &str) -> Vec<String> {
+        std::iter::from_fn(|| self.take(name).ok().flatten()).collect()
+    }
+
+    pub(crate) fn switch(&mut self, name: &str) -> bool {
+        let at = self.words.iter().position(|word| word.strip_prefix("--") == Some(name));
+        at.map(|at| self.words.remove(at)).is_some()
+    }
+
+    /// The next word that is no option.
+    pub(crate) fn word(&mut self) -> Option<String> {
+        let at = self.words.iter().position(|word| !word.starts_with("--"))?;
+        Some(self.words.remove(at))
+    }
+
+    /// All words must have been used.
+    pub(crate) fn done(self) -> Result<(), String> {
+        match self.words.first() {
+            None => Ok(()),
+            Some(word) => Err(format!("unknown word {word:?}")),
+        }
+    }
+
+    /// All words, to hand on to another command.
+    pub(crate) fn rest(self) -> Vec<String> {
+        self.words
+    }
+}

@@ -1,0 +1,265 @@
+//! One connection to one member, one attempt per call. It never repeats anything and never asks
+//! another member, so that the recorded outcome is what the member did; workloads, probes and the
+//! monitor call through it.
+
+use std::time::Duration;
+
+use kelson_api::etcdserverpb as pb;
+use kelson_api::mvccpb;
+use pb::cluster_client::ClusterClient;
+use pb::kv_client::KvClient;
+use pb::maintenance_client::MaintenanceClient;
+use pb::{request_op, response_op};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use crate::fabric;
+use crate::history::{Call, Outcome, Row};
+
+/// All keys of the workload begin with this.
+pub(crate) const PREFIX: &str = "k/";
+
+/// Answers of bulk reads may be larger than the default of 4 MiB.
+const MAX_MESSAGE: usize = 64 << 20;
+
+/// A connection that is dialed when first used. Cloning shares the connection.
+#[derive(Clone)]
+pub(crate) struct Client {
+    channel: Channel,
+    timeout: Duration,
+}
+
+/// What a member answered.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) revision: i64,
+    pub(crate) succeeded: bool,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) outcome: Outcome,
+    pub(crate) text: String,
+}
+
+impl Client {
+    /// A connection to a member; calls end after `timeout`.
+    pub(crate) fn new(member: usize, timeout: Duration) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{}:2379", fabric::address(member)))
+            .expect("an address is a valid URI")
+            .connect_timeout(timeout.min(Duration::from_secs(1)))
+            .tcp_nodelay(true);
+        Self { channel: endpoint.connect_lazy(), timeout }
+    }
+
+    /// The same connection with another bound on calls.
+    pub(crate) fn within(&self, timeout: Duration) -> Self {
+        Self { channel: self.channel.clone(), timeout }
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    async fn bounded<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded("no answer in time")),
+        }
+    }
+
+    /// Makes one call of the workload.
+    pub(crate) async fn call(&self, call: &Call) -> Result<Answer, Refusal> {
+        let done = match call {
+            Call::Put { key, value } => self.put(key, value.as_bytes()).await,
+            Call::PutTwo { first, second } => {
+                let puts = [first, second].map(|(key, value)| put_op(key, value)).to_vec();
+                self.txn(pb::TxnRequest { success: puts, ..Default::default() }).await
+            }
+            Call::Cas { key, expect, value } => self.txn(cas(key, *expect, value)).await,
+            Call::Delete { key } => self.delete(key).await,
+            Call::Get { key, serializable } => self.range(get(key, *serializable)).await,
+            Call::List { serializable } => self.range(list(PREFIX, *serializable)).await,
+        };
+        done.map_err(|status| refusal(&status, call.is_write()))
+    }
+
+    pub(crate) async fn put(&self, key: &str, value: &[u8]) -> Result<Answer, Status> {
+        let request = pb::PutRequest {
+            key: key.to_owned().into(),
+            value: value.to_vec().into(),
+            ..Default::default()
+        };
+        let mut kv = KvClient::new(self.channel.clone());
+        let answer = self.bounded(kv.put(request)).await?;
+        Ok(Answer { revision: revision(answer.header), succeeded: true, rows: Vec::new() })
+    }
+
+    /// Puts many rows in one transaction.
+    pub(crate) async fn put_all(&self, rows: Vec<(String, Vec<u8>)>) -> Result<Answer, Status> {
+        let puts = rows
+            .into_iter()
+            .map(|(key, value)| pb::RequestOp {
+                request: Some(request_op::Request::RequestPut(pb::PutRequest {
+                    key: key.into(),
+                    value: value.into(),
+                    ..Default::default()
+                })),
+            })
+            .collect();
+        self.txn(pb::TxnRequest { success: puts, ..Default::default() }).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<Answer, Status> {
+        let request = pb::DeleteRangeRequest { key: key.to_owned().into(), ..Default::default() };
+        let mut kv = KvClient::new(self.channel.clone());
+        let answer = self.bounded(kv.delete_range(request)).await?;
+        let succeeded = answer.deleted > 0;
+        Ok(Answer { revision: revision(answer.header), succeeded, rows: Vec::new() })
+    }
+
+    pub(crate) async fn range(&self, request: pb::RangeRequest) -> Result<Answer, Status> {
+        let mut kv = KvClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let answer = self.bounded(kv.range(request)).await?;
+        let rows = answer.kvs.iter().map(row).collect();
+        Ok(Answer { revision: revision(answer.header), succeeded: true, rows })
+    }
+
+    async fn txn(&self, request: pb::TxnRequest) -> Result<Answer, Status> {
+        let mut kv = KvClient::new(self.channel.clone());
+        let answer = self.bounded(kv.txn(request)).await?;
+        let mut rows = Vec::new();
+        for part in &answer.responses {
+            if let Some(response_op::Response::ResponseRange(range)) = &part.response {
+                rows.extend(range.kvs.iter().map(row));
+            }
+        }
+        Ok(Answer { revision: revision(answer.header), succeeded: answer.succeeded, rows })
+    }
+
+    pub(crate) async fn status(&self) -> Result<pb::StatusResponse, Status> {
+        self.bounded(MaintenanceClient::new(self.channel.clone()).status(pb::StatusRequest {}))
+            .await
+    }
+
+    pub(crate) async fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, Status> {
+        let mut maintenance = MaintenanceClient::new(self.channel.clone());
+        self.bounded(maintenance.hash_kv(pb::HashKvRequest { revision })).await
+    }
+
+    pub(crate) async fn member_add(
+        &self,
+        peer_url: String,
+        learner: bool,
+    ) -> Result<pb::MemberAddResponse, Status> {
+        let request = pb::MemberAddRequest { peer_ur_ls: vec![peer_url], is_learner: learner };
+        self.bounded(ClusterClient::new(self.channel.clone()).member_add(request)).await
+    }
+
+    pub(crate) async fn member_promote(&self, id: u64) -> Result<(), Status> {
+        let mut cluster = ClusterClient::new(self.channel.clone());
+        self.bounded(cluster.member_promote(pb::MemberPromoteRequest { id })).await.map(drop)
+    }
+
+    pub(crate) async fn member_remove(&self, id: u64) -> Result<(), Status> {
+        let mut cluster = ClusterClient::new(self.channel.clone());
+        self.bounded(cluster.member_remove(pb::MemberRemoveRequest { id })).await.map(drop)
+    }
+}
+
+pub(crate) fn revision(header: Option<pb::ResponseHeader>) -> i64 {
+    header.map_or(0, |header| header.revision)
+}
+
+/// A read of one key.
+pub(crate) fn get(key: &str, serializable: bool) -> pb::RangeRequest {
+    pb::RangeRequest { key: key.to_owned().into(), serializable, ..Default::default() }
+}
+
+/// A read of all keys with a prefix.
+pub(crate) fn list(prefix: &str, serializable: bool) -> pb::RangeRequest {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    pb::RangeRequest {
+        key: prefix.to_owned().into(),
+        range_end: end.into(),
+        serializable,
+        ..Default::default()
+    }
+}
+
+fn put_op(key: &str, value: &str) -> pb::RequestOp {
+    let put = pb::PutRequest {
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        ..Default::default()
+    };
+    pb::RequestOp { request: Some(request_op::Request::RequestPut(put)) }
+}
+
+fn cas(key: &str, expect: i64, value: &str) -> pb::TxnRequest {
+    pb::TxnRequest {
+        compare: vec![pb::Compare {
+            result: pb::compare::CompareResult::Equal as i32,
+            target: pb::compare::CompareTarget::Mod as i32,
+            key: key.to_owned().into(),
+            target_union: Some(pb::compare::TargetUnion::ModRevision(expect)),
+            ..Default::default()
+        }],
+        success: vec![put_op(key, value)],
+        failure: vec![pb::RequestOp {
+            request: Some(request_op::Request::RequestRange(get(key, false))),
+        }],
+    }
+}
+
+pub(crate) fn row(kv: &mvccpb::KeyValue) -> Row {
+    Row {
+        key: String::from_utf8_lossy(&kv.key).into_owned(),
+        value: String::from_utf8_lossy(&kv.value).into_owned(),
+        create: kv.create_revision,
+        modified: kv.mod_revision,
+        version: kv.version,
+    }
+}
+
+/// Sorts errors into those that prove that nothing happened and those that prove nothing. A read has
+/// no effect, so a read without an answer has certainly failed.
+fn refusal(status: &Status, write: bool) -> Refusal {
+    let text = format!("{:?}: {}", status.code(), describe(status));
+    let certain = match status.code() {
+        // Refused before anything was proposed.
+        Code::InvalidArgument
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::NotFound
+        | Code::OutOfRange
+        | Code::FailedPrecondition
+        | Code::ResourceExhausted
+        | Code::Unimplemented => true,
+        // No connection was ever made, so no request was ever sent.
+        Code::Unavailable => text.contains("tcp connect error"),
+        _ => false,
+    };
+    let outcome = if certain || !write { Outcome::Fail } else { Outcome::Unknown };
+    Refusal { outcome, text }
+}
+
+/// The message with all its causes: tonic keeps a refused connection deep inside.
+fn describe(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,276 @@
+//! Members as processes: start, kill, pause, restart, logs. It never looks into a member's files and
+//! never speaks to a member; commands and faults call it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::fabric::{self, Fabric};
+use crate::sys;
+
+/// What is tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Kelson,
+    Etcd,
+}
+
+impl Target {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Kelson => "kelson",
+            Self::Etcd => "etcd",
+        }
+    }
+
+    /// The program as this repository builds or fetches it.
+    pub(crate) fn default_bin(self) -> PathBuf {
+        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+        match self {
+            Self::Etcd => target.join("peers/bin/etcd"),
+            Self::Kelson => {
+                let release = target.join("release/kelson");
+                if release.exists() { release } else { target.join("debug/kelson") }
+            }
+        }
+    }
+}
+
+/// How to start members.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) target: Target,
+    pub(crate) bin: PathBuf,
+    /// Flags beside those that name the member and its cluster.
+    pub(crate) extra: Vec<String>,
+    /// The run directory; each member has a folder in it.
+    pub(crate) dir: PathBuf,
+}
+
+/// The processes of one cluster.
+pub(crate) struct Cluster {
+    setup: Setup,
+    fabric: Fabric,
+    members: BTreeMap<usize, Member>,
+    launcher: Launcher,
+}
+
+struct Member {
+    flags: Vec<String>,
+    child: Option<Child>,
+    paused: bool,
+    /// Ended by the harness, or by its own removal: its death is no finding.
+    excused: bool,
+}
+
+/// Starts processes from one thread that lives as long as the harness: a member dies with the thread
+/// that started it.
+#[derive(Clone)]
+struct Launcher {
+    requests: mpsc::Sender<(Command, mpsc::Sender<io::Result<Child>>)>,
+}
+
+impl Launcher {
+    fn new() -> io::Result<Self> {
+        // Unbounded in type only: the callers wait for each answer.
+        let (requests, inbox) = mpsc::channel::<(Command, mpsc::Sender<io::Result<Child>>)>();
+        std::thread::Builder::new().name("launcher".into()).spawn(move || {
+            for (mut command, reply) in inbox {
+                reply.send(command.spawn()).ok();
+            }
+        })?;
+        Ok(Self { requests })
+    }
+
+    fn spawn(&self, command: Command) -> io::Result<Child> {
+        let (reply, answer) = mpsc::channel();
+        let gone = |_| io::Error::other("the launcher thread is gone");
+        self.requests.send((command, reply)).map_err(|_| gone(()))?;
+        answer.recv().map_err(|_| gone(()))?
+    }
+}
+
+/// The URL on which a member listens for its peers.
+pub(crate) fn peer_url(member: usize) -> String {
+    format!("http://{}:2380", fabric::address(member))
+}
+
+fn name(member: usize) -> String {
+    format!("m{member}")
+}
+
+impl Cluster {
+    pub(crate) fn new(setup: Setup, fabric: Fabric) -> io::Result<Self> {
+        if !setup.bin.exists() {
+            return Err(io::Error::other(format!("no program at {}", setup.bin.display())));
+        }
+        Ok(Self { setup, fabric, members: BTreeMap::new(), launcher: Launcher::new()? })
+    }
+
+    /// Starts a member. `peers` are all members that it is told of, itself included; `existing` says
+    /// that it joins them instead of founding a cluster.
+    pub(crate) fn start(
+        &mut self,
+        member: usize,
+        peers: &[usize],
+        existing: bool,
+    ) -> io::Result<()> {
+        let client = format!("http://{}:2379", fabric::address(member));
+        let cluster: Vec<String> =
+            peers.iter().map(|peer| format!("{}={}", name(*peer), peer_url(*peer))).collect();
+        let mut flags = Vec::new();
+        let mut flag = |key: &str, value: String| flags.push(format!("--{key}={value}"));
+        flag("name", name(member));
+        flag("data-dir", self.folder(member).join("data").display().to_string());
+        flag("listen-client-urls", client.clone());
+        flag("advertise-client-urls", client);
+        flag("listen-peer-urls", peer_url(member));
+        flag("initial-advertise-peer-urls", peer_url(member));
+        flag("initial-cluster", cluster.join(","));
+        flag("initial-cluster-token", "jepsen".into());
+        flag("initial-cluster-state", if existing { "existing" } else { "new" }.into());
+        flags.extend(self.setup.extra.iter().cloned());
+        std::fs::create_dir_all(self.folder(member))?;
+        let state = Member { flags, child: None, paused: false, excused: false };
+        self.members.insert(member, state);
+        self.restart(member)
+    }
+
+    /// Starts the process of a member again, with the flags it had.
+    pub(crate) fn restart(&mut self, member: usize) -> io::Result<()> {
+        let mut log =
+            File::options().create(true).append(true).open(self.folder(member).join("log"))?;
+        writeln!(log, "--- started by the harness")?;
+        let state = self.members.get_mut(&member).ok_or_else(|| unknown(member))?;
+        let mut command = Command::new(&self.setup.bin);
+        command.args(&state.flags).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        sys::confine(&mut command, self.fabric.namespace(member));
+        state.child = Some(self.launcher.spawn(command)?);
+        state.paused = false;
+        state.excused = false;
+        Ok(())
+    }
+
+    /// Sends SIGKILL and waits for the end.
+    pub(crate) fn kill(&mut self, member: usize) -> io::Result<()> {
+        let state = self.members.get_mut(&member).ok_or_else(|| unknown(member))?;
+        state.excused = true;
+        if let Some(mut child) = state.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// From now on this member may end by itself: it was removed from the cluster.
+    pub(crate) fn excuse(&mut self, member: usize) {
+        if let Some(state) = self.members.get_mut(&member) {
+            state.excused = true;
+        }
+    }
+
+    pub(crate) fn pause(&mut self, member: usize) -> io::Result<()> {
+        self.signal(member, Signal::STOP)
+    }
+
+    pub(crate) fn resume(&mut self, member: usize) -> io::Result<()> {
+        self.signal(member, Signal::CONT)
+    }
+
+    fn signal(&mut self, member: usize, signal: Signal) -> io::Result<()> {
+        let pid = self.pid(member).ok_or_else(|| unknown(member))?;
+        kill_process(pid, signal)?;
+        if let Some(state) = self.members.get_mut(&member) {
+            state.paused = signal == Signal::STOP;
+        }
+        Ok(())
+    }
+
+    /// The process id of a running member.
+    pub(crate) fn pid(&self, member: usize) -> Option<Pid> {
+        self.members.get(&member)?.child.as_ref().map(Pid::from_child)
+    }
+
+    /// Members that were started and not killed.
+    pub(crate) fn running(&self) -> Vec<usize> {
+        let runs = |state: &Member| state.child.is_some() && !state.paused;
+        self.members.iter().filter(|(_, state)| runs(state)).map(|(member, _)| *member).collect()
+    }
+
+    /// How a member ended, if it ended by itself.
+    pub(crate) fn ended(&mut self, member: usize) -> Option<ExitStatus> {
+        self.members.get_mut(&member)?.child.as_mut()?.try_wait().ok()?
+    }
+
+    /// Members that ended although nobody told them to, with how they ended.
+    pub(crate) fn deaths(&mut self) -> Vec<(usize, ExitStatus)> {
+        let suspects: Vec<usize> = self
+            .members
+            .iter()
+            .filter(|(_, state)| !state.excused)
+            .map(|(member, _)| *member)
+            .collect();
+        suspects.into_iter().filter_map(|member| Some((member, self.ended(member)?))).collect()
+    }
+
+    /// Kills all members; with `keep` false their data goes too, logs stay.
+    pub(crate) fn stop(&mut self, keep: bool) -> io::Result<()> {
+        let members: Vec<usize> = self.members.keys().copied().collect();
+        for member in members {
+            self.kill(member)?;
+            let data = self.folder(member).join("data");
+            if !keep && data.exists() {
+                std::fs::remove_dir_all(data)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of memory of a running member: all of it, and the part that is no mapped file.
+    pub(crate) fn memory(&self, member: usize) -> Option<Memory> {
+        let pid = self.pid(member)?.as_raw_nonzero();
+        let mut text = String::new();
+        File::open(format!("/proc/{pid}/status")).ok()?.read_to_string(&mut text).ok()?;
+        let field = |name: &str| -> Option<u64> {
+            let line = text.lines().find(|line| line.starts_with(name))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+        };
+        Some(Memory { resident: field("VmRSS:")?, anonymous: field("RssAnon:")? })
+    }
+
+    fn folder(&self, member: usize) -> PathBuf {
+        self.setup.dir.join(name(member))
+    }
+
+    /// Lines of member logs that only a broken member writes.
+    pub(crate) fn alarms(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for member in self.members.keys() {
+            let Ok(log) = std::fs::read(self.folder(*member).join("log")) else { continue };
+            for line in String::from_utf8_lossy(&log).lines() {
+                let loud = ["panicked at", "panic:", "\"level\":\"fatal\"", "\"level\":\"panic\""];
+                if loud.iter().any(|mark| line.contains(mark)) {
+                    let short: String = line.chars().take(300).collect();
+                    found.push(format!("{}: {short}", name(*member)));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Memory of a process in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Memory {
+    pub(crate) resident: u64,
+    pub(crate) anonymous: u64,
+}
+
+fn unknown(member: usize) -> io::Error {
+    io::Error::other(format!("member {member} is not running"))
+}

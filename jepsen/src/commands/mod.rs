@@ -1,0 +1,5 @@
+//! One module per command.
+
+pub(crate) mod both;
+pub(crate) mod failover;
+pub(crate) mod smoke;

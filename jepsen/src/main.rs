@@ -1,0 +1,67 @@
+//! `jepsen`: attacks a cluster of real processes and judges what its clients saw. It stands outside
+//! of everything: it knows members only by their ports, flags and signals, and runs against etcd as
+//! it runs against Kelson.
+
+mod args;
+mod check;
+mod client;
+mod cluster;
+mod commands;
+mod fabric;
+mod history;
+mod monitor;
+mod report;
+mod rng;
+mod run;
+mod selftest;
+mod sys;
+mod watcher;
+mod workload;
+
+use std::process::ExitCode;
+
+use args::Args;
+
+const USAGE: &str = "\
+usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed N] [--store DIR]
+                      [--flag=--name=value]... [--keep-data]
+  failover [--rounds 50] [--rate 200]      kill the leader under load, time to the next write
+  smoke [--seconds 10] [--rate 300]        partitions, loss, delay, pause, one after the other
+  both COMMAND ...                         the same against etcd and Kelson, and a table
+  check DIR                                judge a recorded run again
+  selftest [--seeds 40]                    plant errors in valid histories; each must be found";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().unwrap_or_default();
+    let args = Args::new(words);
+    let valid = match command.as_str() {
+        "failover" => commands::failover::run(args),
+        "smoke" => commands::smoke::run(args),
+        "both" => commands::both::run(args),
+        "check" => check_again(args),
+        "selftest" => selftest::run(args),
+        _ => Err(USAGE.into()),
+    };
+    match valid {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("jepsen: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn check_again(mut args: Args) -> Result<bool, String> {
+    let dir = args.word().ok_or("check needs a run directory")?;
+    args.done()?;
+    let dir = run::existing(&dir)?;
+    let history = history::History::load(dir).map_err(|error| error.to_string())?;
+    let violations = check::judge(&history);
+    for violation in &violations {
+        println!("{violation}");
+    }
+    println!("{} operations, {} violations", history.ops.len(), violations.len());
+    Ok(violations.is_empty())
+}

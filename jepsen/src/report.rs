@@ -1,0 +1,125 @@
+//! The readable end of a run: `report.md` for people and `summary.json` for tables, violations
+//! first. It judges nothing.
+
+use std::fmt::Write as _;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::history::{History, WatchWhat};
+use crate::run::{Run, Verdict, tally};
+
+/// What a command measured: rows of name, value and unit, in order.
+pub(crate) type Extra = Vec<(String, f64, String)>;
+
+/// The part of a run that other runs are compared with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) command: String,
+    pub(crate) target: String,
+    pub(crate) version: String,
+    pub(crate) members: usize,
+    pub(crate) seed: u64,
+    pub(crate) valid: bool,
+    pub(crate) violations: usize,
+    pub(crate) measured: Extra,
+}
+
+/// Writes both files and prints the report.
+pub(crate) fn write(
+    run: &Run,
+    history: &History,
+    verdict: &Verdict,
+    mut measured: Extra,
+) -> io::Result<()> {
+    let ok = history.ops.iter().filter(|op| op.outcome == crate::history::Outcome::Ok).count();
+    measured.push(("operations answered".into(), ok as f64, String::new()));
+    measured.push(("run time".into(), run.clock.seconds(), "s".into()));
+    let summary = Summary {
+        command: run.plan.name.into(),
+        target: run.plan.target.name().into(),
+        version: run.monitor.version(),
+        members: run.plan.members,
+        seed: run.plan.seed,
+        valid: verdict.valid(),
+        violations: verdict.violations.len() + verdict.findings.len(),
+        measured,
+    };
+    let json = serde_json::to_vec_pretty(&summary).expect("a summary is plain data");
+    std::fs::write(run.dir.join("summary.json"), json)?;
+    let text = text(run, history, verdict, &summary).expect("a string takes all that is written");
+    std::fs::write(run.dir.join("report.md"), &text)?;
+    println!("\n{text}");
+    println!("report in {}", run.dir.display());
+    Ok(())
+}
+
+fn text(
+    run: &Run,
+    history: &History,
+    verdict: &Verdict,
+    summary: &Summary,
+) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    let Summary { command, target, version, members, seed, .. } = summary;
+    writeln!(out, "# {command}: {target} {version}, {members} members, seed {seed}\n")?;
+    writeln!(out, "Verdict: **{}**\n", if verdict.valid() { "valid" } else { "VIOLATED" })?;
+    for violation in &verdict.violations {
+        writeln!(out, "- {violation}")?;
+    }
+    for finding in &verdict.findings {
+        writeln!(out, "- {finding}")?;
+    }
+    writeln!(out, "\n## Measured\n")?;
+    for (name, value, unit) in &summary.measured {
+        writeln!(out, "- {name}: {} {unit}", number(*value))?;
+    }
+    let (passed, dropped) = run.fabric.counts();
+    writeln!(out, "- packets carried: {passed}, dropped: {dropped}")?;
+    writeln!(out, "\n## Steps\n")?;
+    writeln!(
+        out,
+        "| step | from s | to s | dropped | writes acknowledged | serves again after s | leader changes in 10 s after | note |"
+    )?;
+    writeln!(out, "|---|---|---|---|---|---|---|---|")?;
+    run.steps.with(|steps| {
+        steps.iter().try_for_each(|step| {
+            let recovery = step.recovery.map_or("-".into(), |seconds| format!("{seconds:.2}"));
+            let changes = step.changes.map_or("-".into(), |count| count.to_string());
+            let (name, from, to, note) = (&step.name, step.from, step.to, &step.note);
+            let (dropped, writes) = (step.dropped, step.writes);
+            writeln!(
+                out,
+                "| {name} | {from:.1} | {to:.1} | {dropped} | {writes} | {recovery} | {changes} | {note} |"
+            )
+        })
+    })?;
+    writeln!(out, "\n## Operations\n\n| kind | ok | fail | unknown |\n|---|---|---|---|")?;
+    for (kind, [ok, fail, unknown]) in tally(history) {
+        writeln!(out, "| {kind} | {ok} | {fail} | {unknown} |")?;
+    }
+    let events: usize = history
+        .watches
+        .iter()
+        .map(|record| match &record.what {
+            WatchWhat::Events { events, .. } => events.len(),
+            _ => 0,
+        })
+        .sum();
+    let streams = history
+        .watches
+        .iter()
+        .filter(|record| matches!(record.what, WatchWhat::Started { .. }))
+        .count();
+    writeln!(out, "\nWatch streams: {streams}, events received: {events}.")?;
+    Ok(out)
+}
+
+/// Three significant digits are more than a run on a shared machine supports.
+pub(crate) fn number(value: f64) -> String {
+    if value.fract() == 0.0 || value.abs() >= 1000.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.3}")
+    }
+}

@@ -1,0 +1,363 @@
+//! One run from end to end: network, members, load, watchers and monitor, then healing, the last
+//! questions, the judgment and the files. Commands only say what happens in between.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::task::JoinHandle;
+
+use crate::args::Args;
+use crate::check::{self, Violation};
+use crate::client::{Client, PREFIX, get, list};
+use crate::cluster::{Cluster, Setup, Target};
+use crate::fabric::{CONTROLLER, Fabric};
+use crate::history::{Clock, Final, History, Outcome, Recorder};
+use crate::monitor::Monitor;
+use crate::report;
+use crate::watcher::Watchers;
+use crate::workload::{self, Load, Shape};
+
+/// What a command asks of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Name of the command, part of the directory's name.
+    pub(crate) name: &'static str,
+    pub(crate) target: Target,
+    pub(crate) bin: PathBuf,
+    /// Members at the start.
+    pub(crate) members: usize,
+    /// Places in the network for members that come later.
+    pub(crate) spare: usize,
+    /// Further flags for the members.
+    pub(crate) extra: Vec<String>,
+    pub(crate) seed: u64,
+    pub(crate) store: PathBuf,
+    /// Keep data directories even when nothing is wrong.
+    pub(crate) keep: bool,
+}
+
+impl Plan {
+    /// Reads the flags that all commands share.
+    pub(crate) fn from_args(name: &'static str, args: &mut Args) -> Result<Self, String> {
+        let target = match args.text("target", "kelson")?.as_str() {
+            "kelson" => Target::Kelson,
+            "etcd" => Target::Etcd,
+            other => return Err(format!("--target is kelson or etcd, not {other:?}")),
+        };
+        let default = target.default_bin().display().to_string();
+        let members = args.number("members", 3)? as usize;
+        if !(1..=7).contains(&members) {
+            return Err("--members is 1 to 7".into());
+        }
+        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let time = time.map_or(1, |since| since.as_millis() as u64);
+        let store = std::env::temp_dir().join("kelson-jepsen").display().to_string();
+        Ok(Self {
+            name,
+            target,
+            bin: PathBuf::from(args.text("bin", &default)?),
+            members,
+            spare: 0,
+            extra: args.many("flag"),
+            seed: args.number("seed", time)?,
+            store: PathBuf::from(args.text("store", &store)?),
+            keep: args.switch("keep-data"),
+        })
+    }
+}
+
+/// A fault or another step of a run, as the report tells it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Step {
+    pub(crate) name: String,
+    /// Seconds since the run began.
+    pub(crate) from: f64,
+    pub(crate) to: f64,
+    /// Packets that the network dropped meanwhile.
+    pub(crate) dropped: u64,
+    /// Writes acknowledged meanwhile.
+    pub(crate) writes: usize,
+    /// Seconds from healing until every member served again.
+    pub(crate) recovery: Option<f64>,
+    /// Terms that got a leader in the ten seconds after healing.
+    pub(crate) changes: Option<usize>,
+    pub(crate) note: String,
+}
+
+/// A cluster under observation.
+pub(crate) struct Run {
+    pub(crate) plan: Plan,
+    pub(crate) dir: PathBuf,
+    pub(crate) clock: Clock,
+    pub(crate) fabric: Fabric,
+    pub(crate) cluster: Mutex<Cluster>,
+    pub(crate) load: Arc<Load>,
+    pub(crate) watchers: Arc<Watchers>,
+    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) steps: Recorder<Step>,
+    /// What commands found wrong beside the history.
+    pub(crate) findings: Mutex<Vec<String>>,
+    clients: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Verdict {
+    pub(crate) violations: Vec<Violation>,
+    pub(crate) findings: Vec<String>,
+}
+
+impl Verdict {
+    pub(crate) fn valid(&self) -> bool {
+        self.violations.is_empty() && self.findings.is_empty()
+    }
+}
+
+/// Makes the network, moves this thread into the controller's place and runs `work` on a runtime all
+/// of whose threads are born there.
+pub(crate) fn inside<T>(
+    plan: &Plan,
+    work: impl AsyncFnOnce(Fabric) -> io::Result<T>,
+) -> io::Result<T> {
+    let fabric = Fabric::new(plan.members + plan.spare, plan.seed)
+        .map_err(|error| io::Error::other(format!("network namespaces need root: {error}")))?;
+    fabric.enter(CONTROLLER)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(work(fabric));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+impl Run {
+    /// Starts the members and waits until each serves.
+    pub(crate) async fn start(plan: Plan, fabric: Fabric) -> io::Result<Self> {
+        let dir = plan.store.join(format!("{}-{}-{}", plan.name, plan.target.name(), plan.seed));
+        std::fs::create_dir_all(&dir)?;
+        println!("run directory {}", dir.display());
+        let setup = Setup {
+            target: plan.target,
+            bin: plan.bin.clone(),
+            extra: plan.extra.clone(),
+            dir: dir.clone(),
+        };
+        let mut cluster = Cluster::new(setup, fabric.clone())?;
+        let members: Vec<usize> = (1..=plan.members).collect();
+        for member in &members {
+            cluster.start(*member, &members, false)?;
+        }
+        let clock = Clock::start();
+        let file = |name: &str| dir.join(name);
+        let ops = Recorder::create(&file("history.jsonl"))?;
+        let load = Arc::new(Load::new(clock, ops, members.clone(), plan.seed));
+        let watchers = Watchers::new(clock, Recorder::create(&file("watch.jsonl"))?);
+        let monitor = Monitor::new(clock, Recorder::create(&file("leaders.jsonl"))?);
+        let steps = Recorder::create(&file("steps.jsonl"))?;
+        let run = Self {
+            plan,
+            dir,
+            clock,
+            fabric,
+            cluster: Mutex::new(cluster),
+            load,
+            watchers,
+            monitor,
+            steps,
+            findings: Mutex::default(),
+            clients: Mutex::default(),
+        };
+        for member in &members {
+            run.monitor.watch(*member);
+        }
+        let ready = run.converge(Duration::from_secs(30)).await;
+        let leader = run.monitor.settled(Duration::from_secs(10)).await;
+        if ready.is_none() || leader.is_none() {
+            run.cluster.lock().stop(true)?;
+            let logs = run.dir.display();
+            return Err(io::Error::other(format!("the members never served; logs in {logs}")));
+        }
+        Ok(run)
+    }
+
+    /// Starts watchers on all members and the load.
+    pub(crate) fn begin(&self, shape: Shape) {
+        for member in self.load.members.read().iter() {
+            self.watchers.watch(*member);
+        }
+        *self.clients.lock() = workload::start(&self.load, shape);
+    }
+
+    /// Says something on the screen, with the time of the run.
+    pub(crate) fn say(&self, text: &str) {
+        println!("{:8.1} s  {text}", self.clock.seconds());
+        io::stdout().flush().ok();
+    }
+
+    pub(crate) fn finding(&self, text: String) {
+        self.say(&format!("FOUND: {text}"));
+        self.findings.lock().push(text);
+    }
+
+    /// Writes acknowledged between two moments.
+    pub(crate) fn writes(&self, from: u64, to: u64) -> usize {
+        self.load
+            .ops
+            .with(|ops| ops.iter().filter(|op| op.wrote() && op.end >= from && op.end < to).count())
+    }
+
+    /// Waits until every running member answers a linearizable read and, from what it has itself, a
+    /// revision that is not older. Gives the time it took, or none if that never came.
+    pub(crate) async fn converge(&self, within: Duration) -> Option<f64> {
+        let start = self.clock.seconds();
+        let deadline = tokio::time::Instant::now() + within;
+        loop {
+            if self.converged().await {
+                return Some(self.clock.seconds() - start);
+            }
+            if tokio::time::Instant::now() > deadline {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn converged(&self) -> bool {
+        let running = self.cluster.lock().running();
+        let members = self.load.members.read().clone();
+        let mut newest = 0;
+        for local in [false, true] {
+            for member in members.iter().filter(|member| running.contains(member)) {
+                let client = Client::new(*member, Duration::from_secs(1));
+                let Ok(answer) = client.range(get(PREFIX, local)).await else { return false };
+                if local && answer.revision < newest {
+                    return false;
+                }
+                newest = newest.max(answer.revision);
+            }
+        }
+        members.iter().all(|member| running.contains(member))
+    }
+
+    /// Ends the load, lets the cluster heal, asks the last questions, judges and writes the report.
+    pub(crate) async fn finish(&self, summary: report::Extra) -> io::Result<Verdict> {
+        self.fabric.heal();
+        self.load.stop();
+        let clients = std::mem::take(&mut *self.clients.lock());
+        futures::future::join_all(clients).await;
+        if self.converge(Duration::from_secs(60)).await.is_none() {
+            self.finding("not all members serve a minute after the last fault".into());
+        }
+        let finals = self.finals().await;
+        self.watchers.stop();
+        let lines = Recorder::create(&self.dir.join("finals.jsonl"))?;
+        finals.iter().for_each(|last| lines.add(last.clone()));
+        let history = History {
+            ops: self.load.ops.all()?,
+            watches: self.watchers.records().all()?,
+            finals: lines.all()?,
+        };
+        for (member, status) in self.cluster.lock().deaths() {
+            self.finding(format!("member {member} ended by itself: {status}"));
+        }
+        for alarm in self.cluster.lock().alarms().into_iter().take(10) {
+            self.finding(format!("log of {alarm}"));
+        }
+        let violations = check::judge(&history);
+        let findings = self.findings.lock().clone();
+        let verdict = Verdict { violations, findings };
+        self.cluster.lock().stop(self.plan.keep || !verdict.valid())?;
+        report::write(self, &history, &verdict, summary)?;
+        Ok(verdict)
+    }
+
+    /// What every member holds at one revision.
+    async fn finals(&self) -> Vec<Final> {
+        let mut finals = Vec::new();
+        let members = self.load.members.read().clone();
+        let mut revision = 0;
+        for member in &members {
+            let client = Client::new(*member, Duration::from_secs(5));
+            if let Ok(answer) = client.range(get(PREFIX, false)).await {
+                revision = answer.revision.max(revision);
+            }
+        }
+        self.watched(&members, revision).await;
+        for member in members {
+            match self.last_words(member, revision).await {
+                Ok(last) => finals.push(last),
+                Err(status) => self.finding(format!("member {member}, last questions: {status}")),
+            }
+        }
+        finals
+    }
+
+    /// Gives the watchers half a minute to come to the end.
+    async fn watched(&self, members: &[usize], revision: i64) {
+        for _ in 0..300 {
+            if members.iter().all(|member| self.watchers.reached(*member) >= revision) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn last_words(&self, member: usize, revision: i64) -> Result<Final, tonic::Status> {
+        let client = Client::new(member, Duration::from_secs(10));
+        let hash = client.hash_kv(revision).await?;
+        let mut all = list(PREFIX, true);
+        all.revision = revision;
+        let rows = client.range(all).await?.rows;
+        Ok(Final {
+            member,
+            revision,
+            hash: hash.hash,
+            compacted: hash.compact_revision,
+            rows,
+            watched: self.watchers.reached(member),
+        })
+    }
+}
+
+/// Percentiles of a set of numbers, by nearest rank.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) count: usize,
+    pub(crate) median: f64,
+    pub(crate) p99: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let Some(last) = values.last() else { return Self::default() };
+        let rank = |share: f64| {
+            let index = (share * values.len() as f64).ceil() as usize;
+            values[index.clamp(1, values.len()) - 1]
+        };
+        Self { count: values.len(), median: rank(0.5), p99: rank(0.99), max: *last }
+    }
+}
+
+/// Operations of a history by kind and outcome: ok, fail, unknown.
+pub(crate) fn tally(history: &History) -> std::collections::BTreeMap<&'static str, [usize; 3]> {
+    let mut table: std::collections::BTreeMap<&'static str, [usize; 3]> = Default::default();
+    for op in &history.ops {
+        let column = match op.outcome {
+            Outcome::Ok => 0,
+            Outcome::Fail => 1,
+            Outcome::Unknown => 2,
+        };
+        table.entry(op.call.kind()).or_default()[column] += 1;
+    }
+    table
+}
+
+/// The folder of a run as given on the command line must exist.
+pub(crate) fn existing(path: &str) -> Result<&Path, String> {
+    let path = Path::new(path);
+    if path.is_dir() { Ok(path) } else { Err(format!("no run directory at {}", path.display())) }
+}
