@@ -361,6 +361,8 @@ pub(crate) struct Start {
     /// The store revision.
     pub(crate) revision: i64,
     pub(crate) tally: Tally,
+    /// Compactions in force and carried out; -1 = never.
+    pub(crate) scheduled: i64,
     pub(crate) finished: i64,
     pub(crate) generation_dir: Option<PathBuf>,
 }

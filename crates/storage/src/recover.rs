@@ -141,6 +141,7 @@ pub(crate) fn recover<L>(
         applied: tables.applied,
         revision: newest.max(compacted).max(1),
         tally: tables.tally,
+        scheduled: tables.scheduled_compaction.max(tables.finished_compaction).unwrap_or(-1),
         finished: tables.finished_compaction.unwrap_or(-1),
         generation_dir: Some(dir),
     };

@@ -1,6 +1,10 @@
 //! Compaction: in force for readers at once, carried out in the background. A thread of its own walks
 //! the index in small steps, drops what is no longer retained and hands the rows to the persister in
 //! slices with pauses. Pins hold the removal back while somebody scans an old revision.
+//!
+//! The walk is in key order, the rows lie on disk in revision order. They are sorted before they are
+//! cut into slices: a slice in key order would touch nearly every leaf of the database, and each leaf
+//! would be read and written again for a handful of rows, slice after slice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,9 +16,12 @@ use parking_lot::{Condvar, Mutex};
 
 use super::index::Doomed;
 use super::state::{State, count};
+use crate::types::RevisionKey;
 
 /// Keys per hold of the index lock.
 const STEP: usize = 256;
+/// Rows that are sorted together: 24 MiB of row names.
+const SORTED_ROWS: usize = 1 << 20;
 
 /// The compaction revision, the work that is left, and who holds it back.
 pub(crate) struct Compaction {
@@ -170,23 +177,47 @@ pub(crate) fn run(state: &State, pace: Pace) {
 
 /// Returns false if it was stopped before the end.
 fn compact(state: &State, revision: i64, pace: Pace) -> bool {
-    let limit = pace.batch_limit.max(1);
     let mut doomed = Doomed::new();
     let mut after: Option<Box<[u8]>> = None;
     loop {
         after = state.index.write().compact(revision, after.as_deref(), STEP, &mut doomed);
-        while doomed.len() > limit {
-            let rest = doomed.split_off(limit);
-            let slice = std::mem::replace(&mut doomed, rest);
-            count(&state.counters.compacted_rows, slice.len() as u64);
-            state.persister().remove_rows(slice, revision, false);
-            if !state.compaction.pause(pace.sleep) {
+        let is_last = after.is_none();
+        if is_last || doomed.len() >= SORTED_ROWS {
+            doomed.sort_unstable();
+            if !hand_over(state, &doomed, revision, is_last, pace) {
                 return false;
             }
+            doomed.clear();
         }
-        if after.is_none() {
-            count(&state.counters.compacted_rows, doomed.len() as u64);
-            state.persister().remove_rows(doomed, revision, true);
+        if is_last {
+            return true;
+        }
+    }
+}
+
+/// Gives sorted rows to the persister, slice by slice; `is_last` ends the compaction. Returns false
+/// if it was stopped on the way.
+fn hand_over(
+    state: &State,
+    doomed: &[(RevisionKey, bool)],
+    revision: i64,
+    is_last: bool,
+    pace: Pace,
+) -> bool {
+    let mut rest = doomed;
+    loop {
+        let (slice, behind) = rest.split_at(rest.len().min(pace.batch_limit.max(1)));
+        rest = behind;
+        let ends = is_last && rest.is_empty();
+        count(&state.counters.compacted_rows, slice.len() as u64);
+        state.persister().remove_rows(slice.to_vec(), revision, ends);
+        if ends {
+            return true;
+        }
+        if !state.compaction.pause(pace.sleep) {
+            return false;
+        }
+        if rest.is_empty() {
             return true;
         }
     }

@@ -23,6 +23,7 @@ fn start(backend: &FaultyBackend, config: PersistConfig, durable: Durable) -> Pe
         applied: LogId::default(),
         revision: 1,
         tally: Tally::default(),
+        scheduled: -1,
         finished: -1,
         generation_dir: None,
     };
@@ -197,6 +198,27 @@ fn what_is_queued_can_be_read_in_order() {
     assert_eq!(persister.get(RevisionKey { main: 99, sub: 0 }).expect("open"), None);
 }
 
+/// The entry that puts a compaction in force.
+fn compaction(index: u64, revision: i64) -> Delta {
+    let meta = vec![MetaChange::ScheduledCompaction(revision)];
+    Delta { rows: Vec::new(), meta, ..delta(index) }
+}
+
+/// Names of the rows of the first entries.
+fn rows_of(entries: u64) -> Vec<(RevisionKey, bool)> {
+    let rows = (1..=entries).flat_map(|index| delta(index).rows);
+    rows.map(|row| (row.key, row.tombstone)).collect()
+}
+
+fn left(doomed: &[(RevisionKey, bool)], content: &Content) -> usize {
+    let is_there = |&&(key, dead): &&_| content.contains_key(&keys::row_key(key, dead));
+    doomed.iter().filter(is_there).count()
+}
+
+fn is_finished(content: &Content) -> bool {
+    content.keys().any(|key| key.starts_with(b"mcompact_finished"))
+}
+
 #[test]
 fn compaction_slices_take_exactly_their_rows() {
     let backend = FaultyBackend::default();
@@ -205,33 +227,110 @@ fn compaction_slices_take_exactly_their_rows() {
     for index in 1..=30 {
         persister.push(delta(index)).expect("open");
     }
-    let doomed: Vec<_> = (1..=20).flat_map(|index| delta(index).rows).collect();
-    let doomed: Vec<_> = doomed.iter().map(|row| (row.key, row.tombstone)).collect();
+    let doomed = rows_of(20);
     let finished = persister.finished_compaction();
     assert_eq!(*finished.borrow(), -1);
     let hold = persister.hold_removals();
     let (first, second) = doomed.split_at(doomed.len() / 2);
     persister.remove_rows(first.to_vec(), 21, false);
     persister.remove_rows(second.to_vec(), 21, true);
-    persister.push(delta(31)).expect("open");
+    persister.push(compaction(31, 21)).expect("open");
+    persister.push(delta(32)).expect("open");
     let (_, revision) = persister.cut().expect("open");
-    assert_eq!(revision, 32, "a cut sees what was pushed, though nothing is removed yet");
+    assert_eq!(revision, 33, "a cut sees what was pushed, though nothing is removed yet");
     let held = persister.scan(RevisionKey::default(), 1, 1).expect("open");
     assert_eq!(held[0].key.main, 2, "held rows stay");
     drop(hold);
     eventually("the compaction ends", || *finished.borrow() == 21);
     persister.shutdown();
     for (call, image) in backend.calls() {
-        // The tally check within proves that each image lost whole slices only.
+        // The tally check within proves that rows and tally are of one moment.
         let (_, content) = open_image(&image);
-        let is_done = content.keys().any(|key| key.starts_with(b"mcompact_finished"));
-        let left =
-            doomed.iter().filter(|(key, dead)| content.contains_key(&keys::row_key(*key, *dead)));
-        assert!(!is_done || left.count() == 0, "{call:?}");
+        assert!(!is_finished(&content) || left(&doomed, &content) == 0, "{call:?}");
     }
     let rows = backend.live().keys().filter(|key| keys::is_row(key)).count();
-    let kept: usize = (21..=31).map(|index| delta(index).rows.len()).sum();
+    let kept = rows_of(30).len() - doomed.len() + delta(32).rows.len();
     assert_eq!(rows, kept, "no row is leaked, none is lost");
+}
+
+#[test]
+fn no_row_goes_before_the_compaction_is_written() {
+    let backend = FaultyBackend::default();
+    let (log, publisher) = durable(10);
+    let persister = start(&backend, config(1), log);
+    for index in 1..=10 {
+        persister.push(delta(index)).expect("open");
+    }
+    // The compaction thread is quicker than the thread that applies the entry.
+    persister.remove_rows(rows_of(5), 6, true);
+    eventually("the rows are durable", || persister.durable_applied().index == 10);
+    persister.push(compaction(11, 6)).expect("open");
+    std::thread::sleep(Duration::from_millis(20));
+    let all = rows_of(10);
+    assert_eq!(left(&all, &backend.live()), all.len(), "its entry is not in the log yet");
+    publisher.publish(11);
+    let finished = persister.finished_compaction();
+    eventually("the compaction ends", || *finished.borrow() == 6);
+    for (call, image) in backend.calls() {
+        let (applied, content) = open_image(&image);
+        let is_whole = left(&rows_of(applied.min(10)), &content) == rows_of(applied.min(10)).len();
+        assert!(is_whole || applied == 11, "{call:?}");
+    }
+}
+
+#[test]
+fn a_compaction_that_loses_power_anywhere_is_carried_out_again() {
+    const ENTRIES: u64 = 40;
+    let doomed = rows_of(30);
+    let compact = |persister: &Persister| {
+        let slices = doomed.chunks(5).count();
+        for (number, slice) in doomed.chunks(5).enumerate() {
+            persister.remove_rows(slice.to_vec(), 31, number + 1 == slices);
+        }
+        let finished = persister.finished_compaction();
+        eventually("the compaction ends", || *finished.borrow() == 31);
+        persister.shutdown();
+    };
+    let backend = FaultyBackend::default();
+    let (log, _publisher) = durable(u64::MAX);
+    // Checkpoints in the middle of the compaction, but not after each slice.
+    let persister = start(&backend, config(3000), log.clone());
+    (1..=ENTRIES).for_each(|index| persister.push(delta(index)).expect("open"));
+    persister.push(compaction(ENTRIES + 1, 31)).expect("open");
+    persister.cut().expect("open");
+    let before = backend.calls().len();
+    compact(&persister);
+    let calls = backend.calls();
+    let flushes = calls[before..].iter().filter(|(call, _)| *call == Call::Flush).count();
+    assert!((2..doomed.chunks(5).count()).contains(&flushes), "{flushes} checkpoints");
+    let (_, end) = calls.last().expect("there were calls");
+    let end = open_image(end);
+    assert_eq!((left(&doomed, &end.1), is_finished(&end.1)), (0, true));
+    for (call, image) in &calls[before..] {
+        let (applied, content) = open_image(image);
+        assert!(!is_finished(&content) || left(&doomed, &content) == 0, "{call:?}");
+        if applied <= ENTRIES {
+            assert_eq!(left(&doomed, &content), doomed.len(), "{call:?}");
+            continue;
+        }
+        let revived = FaultyBackend::after_power_cut(image);
+        let mut tables = Tables::default();
+        for (key, value) in image.iter().filter(|(key, _)| !keys::is_row(key)) {
+            tables.take(key, value).expect("a whole table row");
+        }
+        let at = Start {
+            applied: tables.applied,
+            revision: 41,
+            tally: tables.tally,
+            scheduled: tables.scheduled_compaction.unwrap_or(-1),
+            finished: tables.finished_compaction.unwrap_or(-1),
+            generation_dir: None,
+        };
+        let persister = Persister::start(Box::new(revived.clone()), config(3000), log.clone(), at);
+        compact(&persister.expect("threads start"));
+        let (_, again) = revived.calls().pop().expect("there were calls");
+        assert_eq!(open_image(&again), end, "after {call:?}");
+    }
 }
 
 #[test]

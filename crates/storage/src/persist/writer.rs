@@ -21,6 +21,8 @@ const BATCH_ROWS: usize = 5_000;
 const BATCH_BYTES: usize = 8 << 20;
 /// Most rows that come into memory with one row: a leaf of the database.
 const LEAF_ROWS: u64 = 128;
+/// Memory of a row in a leaf beside its value. Unit: bytes.
+const ROW_COST: u64 = 64;
 /// Part of the files that may be held in memory before the database is opened anew, since opening
 /// takes time in proportion to the files.
 const HELD_PART: u64 = 16;
@@ -36,6 +38,8 @@ pub(super) struct Writer<D> {
     /// Newest revision written.
     revision: i64,
     tally: Tally,
+    /// Newest compaction that was written to be in force.
+    scheduled: i64,
     dirty_bytes: u64,
     /// When the oldest write since the last checkpoint happened.
     dirty_since: Option<Instant>,
@@ -69,6 +73,7 @@ impl<D: DurableLog> Writer<D> {
             applied: at.applied,
             revision: at.revision,
             tally: at.tally,
+            scheduled: at.scheduled,
             dirty_bytes: 0,
             dirty_since: None,
             held_bytes: 0,
@@ -138,8 +143,10 @@ impl<D: DurableLog> Writer<D> {
             if queue.cuts.front().is_some_and(|cut| cut.after <= written) {
                 return Task::Cut(queue.cuts.pop_front().expect("it was just looked at"));
             }
+            // Rows go only after the entry that says so: a state without it would still offer them.
+            let may_go = |slice: &Slice| slice.after <= written && slice.revision <= self.scheduled;
             let is_free = queue.holds == 0 && !queue.is_stopping;
-            if is_free && queue.slices.front().is_some_and(|slice| slice.after <= written) {
+            if is_free && queue.slices.front().is_some_and(may_go) {
                 queue.is_removing = true;
                 let slice = queue.slices.pop_front().expect("it was just looked at");
                 self.shared.room.notify_all();
@@ -208,6 +215,9 @@ impl<D: DurableLog> Writer<D> {
 
     /// Queues the puts of a change; before a removal all earlier puts are carried out.
     fn write_meta(&mut self, change: &MetaChange, puts: &mut Vec<Pair>) -> Result<(), EngineError> {
+        if let MetaChange::ScheduledCompaction(revision) = change {
+            self.scheduled = self.scheduled.max(*revision);
+        }
         let writes = keys::encode_meta(change);
         puts.extend(writes.puts);
         if !writes.removes.is_empty() {
@@ -273,8 +283,9 @@ impl<D: DurableLog> Writer<D> {
         checkpoints.samples.push_back(duration);
     }
 
-    /// One slice, one checkpoint: removals touch leaves all over the tree, which stay in memory until
-    /// they are flushed.
+    /// Removes the rows of one slice. Its leaves come into memory whole and stay there until a flush,
+    /// so they count as dirty bytes, and enough of them make a checkpoint, as writes do. The end of a
+    /// compaction is written with the last rows or after them, and told once it is on disk.
     fn remove(&mut self, slice: Slice) -> Result<(), EngineError> {
         let (mut bytes, count) = (0, slice.rows.len() as u64);
         let ends = slice.rows.first().zip(slice.rows.last());
@@ -282,20 +293,24 @@ impl<D: DurableLog> Writer<D> {
         for (revision, tombstone) in slice.rows {
             let key = keys::row_key(revision, tombstone);
             if let Some(value) = self.backend().remove(&key)? {
-                bytes += value.len() as u64;
+                bytes += value.len() as u64 + ROW_COST;
                 self.tally.subtract(&key, &value);
             }
         }
-        // The neighbors of a removed row come into memory with it.
-        let touched = span.clamp(count, count * LEAF_ROWS);
-        self.held_bytes += bytes / count.max(1) * touched;
         if slice.last {
             let finished = keys::encode_meta(&MetaChange::FinishedCompaction(slice.revision));
             self.write_puts(finished.puts)?;
         }
-        self.checkpoint()?;
+        // The neighbors of a removed row come into memory with it.
+        let touched = span.clamp(count, count * LEAF_ROWS);
+        let each = bytes / count.max(1);
+        self.note_dirty(usize::try_from(each * touched).unwrap_or(usize::MAX));
+        self.held_bytes = self.held_bytes.saturating_sub(bytes);
         if slice.last {
+            self.checkpoint()?;
             self.shared.finished_compaction.send_replace(slice.revision);
+        } else {
+            self.checkpoint_if_due()?;
         }
         self.shared.queue.lock().is_removing = false;
         self.shared.room.notify_all();
