@@ -22,11 +22,12 @@ struct Peer {
     binary: PathBuf,
 }
 
-struct Server {
-    child: Child,
-    port: u16,
-    peer_port: u16,
-    dir: PathBuf,
+/// A running server; `dir` holds its data and its log.
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    pub(crate) port: u16,
+    pub(crate) peer_port: u16,
+    pub(crate) dir: PathBuf,
 }
 
 /// One run of the load generator.
@@ -208,9 +209,9 @@ fn million(pair: &[Peer; 2], benchmark: &Path) -> Result<(), String> {
     Ok(())
 }
 
-type Ports = (u16, u16);
+pub(crate) type Ports = (u16, u16);
 
-fn start(binary: &Path, again: Option<(PathBuf, Ports)>) -> Result<Server, String> {
+pub(crate) fn start(binary: &Path, again: Option<(PathBuf, Ports)>) -> Result<Server, String> {
     let fresh = again.is_none();
     let (dir, (port, peer_port)) = match again {
         Some(known) => known,
@@ -265,13 +266,13 @@ fn healthy(port: u16) -> bool {
         && answer.starts_with("HTTP/1.1 200")
 }
 
-fn stop(server: &mut Server, signal: &str) {
+pub(crate) fn stop(server: &mut Server, signal: &str) {
     let _ = Command::new("kill").args([signal, &server.child.id().to_string()]).status();
     let _ = server.child.wait();
 }
 
 /// User and system time of a process so far.
-fn cpu_seconds(pid: u32) -> f64 {
+pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> =
         stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
@@ -279,13 +280,13 @@ fn cpu_seconds(pid: u32) -> f64 {
     (ticks(11) + ticks(12)) / TICKS_PER_SECOND
 }
 
-fn rss_mib(pid: u32) -> u64 {
+pub(crate) fn rss_mib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
     line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
-fn disk_mib(dir: &Path) -> u64 {
+pub(crate) fn disk_mib(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let mut blocks = 0;
     let mut open = vec![dir.to_path_buf()];

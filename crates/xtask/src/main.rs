@@ -10,6 +10,7 @@ mod interop;
 mod kube;
 mod peers;
 mod restore;
+mod soak;
 
 use std::process::ExitCode;
 
@@ -20,7 +21,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   peers                                    build etcd, etcdctl, etcdutl, benchmark
   interop [--bin PATH] [--auth]            real client libraries and etcdctl
   kube [--bin PATH]                        a real kube-apiserver
-  compare [put] [range] [million]          timings beside real etcd";
+  compare [put] [range] [million]          timings beside real etcd
+  soak [--minutes N] [--bin PATH]          memory and files under churn";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Some("ci") => ci::run(rest),
         Some("compare") => compare::run(rest),
         Some("golden") => golden::run(rest),
+        Some("soak") => soak::run(rest),
         Some("peers") => peers::run(rest),
         Some("interop") => interop::run(rest),
         Some("kube") => kube::run(rest),
