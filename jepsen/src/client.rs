@@ -54,15 +54,6 @@ impl Client {
         Self { channel: endpoint.connect_lazy(), timeout }
     }
 
-    /// The same connection with another bound on calls.
-    pub(crate) fn within(&self, timeout: Duration) -> Self {
-        Self { channel: self.channel.clone(), timeout }
-    }
-
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
-    }
-
     async fn bounded<T>(
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, Status>>,

@@ -44,7 +44,6 @@ impl Target {
 /// How to start members.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
-    pub(crate) target: Target,
     pub(crate) bin: PathBuf,
     /// Flags beside those that name the member and its cluster.
     pub(crate) extra: Vec<String>,

@@ -189,12 +189,17 @@ pub(crate) struct Final {
     pub(crate) watched: i64,
 }
 
+/// A run directory with this file holds a sparse history.
+pub(crate) const SPARSE: &str = "sparse";
+
 /// Everything that the checks look at.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     pub(crate) ops: Vec<Op>,
     pub(crate) watches: Vec<WatchRecord>,
     pub(crate) finals: Vec<Final>,
+    /// Keys that no watcher covers were written too, so revisions may be missing from the log.
+    pub(crate) sparse: bool,
 }
 
 impl History {
@@ -204,6 +209,7 @@ impl History {
             ops: load_lines(&dir.join("history.jsonl"))?,
             watches: load_lines(&dir.join("watch.jsonl"))?,
             finals: load_lines(&dir.join("finals.jsonl"))?,
+            sparse: dir.join(SPARSE).exists(),
         })
     }
 }

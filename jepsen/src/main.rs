@@ -3,6 +3,7 @@
 //! it runs against Kelson.
 
 mod args;
+mod bulk;
 mod check;
 mod client;
 mod cluster;
@@ -27,6 +28,8 @@ usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed 
                       [--flag=--name=value]... [--keep-data]
   failover [--rounds 50] [--rate 200]      kill the leader under load, time to the next write
   smoke [--seconds 10] [--rate 300]        partitions, loss, delay, pause, one after the other
+  replace [--rounds 3] [--gib 2] [--rate 200]
+                                           replace members under load; catch up a large database
   both COMMAND ...                         the same against etcd and Kelson, and a table
   check DIR                                judge a recorded run again
   selftest [--seeds 40]                    plant errors in valid histories; each must be found";
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let valid = match command.as_str() {
         "failover" => commands::failover::run(args),
         "smoke" => commands::smoke::run(args),
+        "replace" => commands::replace::run(args),
         "both" => commands::both::run(args),
         "check" => check_again(args),
         "selftest" => selftest::run(args),

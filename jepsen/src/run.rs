@@ -15,7 +15,7 @@ use crate::check::{self, Violation};
 use crate::client::{Client, PREFIX, get, list};
 use crate::cluster::{Cluster, Setup, Target};
 use crate::fabric::{CONTROLLER, Fabric};
-use crate::history::{Clock, Final, History, Outcome, Recorder};
+use crate::history::{Call, Clock, Final, History, Outcome, Recorder, SPARSE};
 use crate::monitor::Monitor;
 use crate::report;
 use crate::watcher::Watchers;
@@ -138,12 +138,7 @@ impl Run {
         let dir = plan.store.join(format!("{}-{}-{}", plan.name, plan.target.name(), plan.seed));
         std::fs::create_dir_all(&dir)?;
         println!("run directory {}", dir.display());
-        let setup = Setup {
-            target: plan.target,
-            bin: plan.bin.clone(),
-            extra: plan.extra.clone(),
-            dir: dir.clone(),
-        };
+        let setup = Setup { bin: plan.bin.clone(), extra: plan.extra.clone(), dir: dir.clone() };
         let mut cluster = Cluster::new(setup, fabric.clone())?;
         let members: Vec<usize> = (1..=plan.members).collect();
         for member in &members {
@@ -250,6 +245,7 @@ impl Run {
         if self.converge(Duration::from_secs(60)).await.is_none() {
             self.finding("not all members serve a minute after the last fault".into());
         }
+        self.mark_end().await;
         let finals = self.finals().await;
         self.watchers.stop();
         let lines = Recorder::create(&self.dir.join("finals.jsonl"))?;
@@ -258,6 +254,7 @@ impl Run {
             ops: self.load.ops.all()?,
             watches: self.watchers.records().all()?,
             finals: lines.all()?,
+            sparse: self.dir.join(SPARSE).exists(),
         };
         for (member, status) in self.cluster.lock().deaths() {
             self.finding(format!("member {member} ended by itself: {status}"));
@@ -271,6 +268,21 @@ impl Run {
         self.cluster.lock().stop(self.plan.keep || !verdict.valid())?;
         report::write(self, &history, &verdict, summary)?;
         Ok(verdict)
+    }
+
+    /// Writes a last recorded value, so that the newest revision is one that watchers are sent.
+    async fn mark_end(&self) {
+        for _ in 0..10 {
+            let member = self.load.members.read()[0];
+            let client = Client::new(member, Duration::from_secs(5));
+            let process = self.load.process();
+            // A new value each time: one without an answer may still take effect.
+            let call = Call::Put { key: format!("{PREFIX}end"), value: format!("{process}.end") };
+            if self.load.perform(&client, process, member, call).await.outcome == Outcome::Ok {
+                return;
+            }
+        }
+        self.finding("ten writes at the end were not answered".into());
     }
 
     /// What every member holds at one revision.

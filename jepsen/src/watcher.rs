@@ -1,7 +1,7 @@
 //! Watchers: one per member, on all keys of the workload, from revision 1, going on after every
 //! break where they stopped. They record what they are sent as it comes and judge nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub(crate) struct Watchers {
     streams: AtomicU64,
     /// Newest revision that each member's watcher was sent.
     reached: Mutex<BTreeMap<usize, i64>>,
+    /// Members whose watchers end early.
+    left: Mutex<BTreeSet<usize>>,
     stop: AtomicBool,
 }
 
@@ -35,6 +37,7 @@ impl Watchers {
             records,
             streams: AtomicU64::new(1),
             reached: Mutex::default(),
+            left: Mutex::default(),
             stop: AtomicBool::new(false),
         })
     }
@@ -52,11 +55,20 @@ impl Watchers {
         self.stop.store(true, Ordering::Relaxed);
     }
 
+    /// Ends the watcher of a member that leaves the cluster.
+    pub(crate) fn leave(&self, member: usize) {
+        self.left.lock().insert(member);
+    }
+
+    fn over(&self, member: usize) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.left.lock().contains(&member)
+    }
+
     /// Watches one member until `stop`.
     pub(crate) fn watch(self: &Arc<Self>, member: usize) -> tokio::task::JoinHandle<()> {
         let this = self.clone();
         tokio::spawn(async move {
-            while !this.stop.load(Ordering::Relaxed) {
+            while !this.over(member) {
                 let stream = this.streams.fetch_add(1, Ordering::Relaxed);
                 if let Err(error) = this.follow(member, stream).await {
                     this.record(stream, member, WatchWhat::Ended { error });
@@ -89,7 +101,7 @@ impl Watchers {
             Err(_) => return Err("no answer to the watch request in time".into()),
         };
         self.record(stream, member, WatchWhat::Started { from });
-        while !self.stop.load(Ordering::Relaxed) {
+        while !self.over(member) {
             let next = tokio::time::timeout(Duration::from_millis(500), answers.message());
             let response = match next.await {
                 Err(_) => continue,

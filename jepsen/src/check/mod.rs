@@ -86,7 +86,7 @@ impl Findings {
 pub(crate) fn judge(history: &History) -> Vec<Violation> {
     let mut findings = Findings::default();
     let log = Log::merge(&history.watches, &mut findings);
-    log.check(&mut findings);
+    log.check(history.sparse, &mut findings);
     watch::check(&history.watches, &log, &mut findings);
     order::check(&history.ops, &history.watches, &log, &mut findings);
     finals::check(&history.finals, &log, &mut findings);

@@ -2,4 +2,5 @@
 
 pub(crate) mod both;
 pub(crate) mod failover;
+pub(crate) mod replace;
 pub(crate) mod smoke;

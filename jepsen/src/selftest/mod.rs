@@ -76,7 +76,7 @@ mod tests {
     fn an_error_planted_in_the_history_survives_the_files() {
         let mut history = model::history(3, OPS);
         let kind = &plant::KINDS[0];
-        (kind.plant)(&mut history, &mut Rng::new(1)).expect("the history has a place for it");
+        (kind.plant)(&mut history, &mut Rng::fork(1, 0)).expect("the history has a place for it");
         let lines: Vec<String> =
             history.ops.iter().map(|op| serde_json::to_string(op).expect("plain data")).collect();
         let again: Vec<crate::history::Op> = lines

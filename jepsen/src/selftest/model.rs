@@ -40,7 +40,7 @@ pub(super) fn history(seed: u64, ops: usize) -> History {
     let ops = (0..ops as u64).map(|number| model.op(number)).collect();
     let watches = (1..=MEMBERS).flat_map(|member| model.watch(member)).collect();
     let finals = (1..=MEMBERS).map(|member| model.last(member)).collect();
-    History { ops, watches, finals }
+    History { ops, watches, finals, sparse: false }
 }
 
 impl Model {
