@@ -21,6 +21,11 @@ pub(crate) fn used_bytes(dir: &Path) -> u64 {
     used.sum()
 }
 
+/// Bytes that the file system of `dir` still has; without limit if it does not say.
+pub(crate) fn free_bytes(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Whether less than 256 MiB, or less than 2 %, is free where `dir` lies. A file system that does not
 /// say counts as not low.
 pub(crate) fn is_low(dir: &Path) -> bool {

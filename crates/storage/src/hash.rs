@@ -2,6 +2,7 @@
 //! snapshot file of etcd would hold, so they equal etcd's for the same history. Every method blocks
 //! and reads all of the history; writes go on meanwhile.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kelson_api::Error;
@@ -9,6 +10,7 @@ use kelson_api::Error;
 use crate::keys::revision_bytes;
 use crate::mvcc::index::{Index, Visible};
 use crate::mvcc::row;
+use crate::persist::Persister;
 use crate::reader::Reader;
 use crate::snapshot::{Buckets, Cut, CutRows, KEY_BUCKET, is_left_out_of_hash};
 use crate::types::{Fatal, Row};
@@ -36,6 +38,19 @@ impl Reader {
     /// `Compacted` below the compaction revision, `FutureRevision` above the newest; `Stopped` if
     /// this member is failing.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv, Error> {
+        loop {
+            let persister = self.state.persister();
+            let hashed = self.hash_rows(persister.clone(), revision);
+            // Under this lock rows and index belong to one state. If another one came into force on
+            // the way, what was hashed was part of each.
+            let _index = self.state.index.read();
+            if Arc::ptr_eq(&persister, &self.state.persister()) {
+                return hashed;
+            }
+        }
+    }
+
+    fn hash_rows(&self, persister: Arc<Persister>, revision: i64) -> Result<HashKv, Error> {
         let newest = self.revision();
         let revision = if revision == 0 { newest } else { revision };
         if revision > newest {
@@ -44,7 +59,6 @@ impl Reader {
         // The pin keeps the index from forgetting what is visible at the revision; the rows' own hold
         // keeps even older rows on disk.
         let _pin = self.pin(revision)?;
-        let persister = self.state.persister();
         let until = Instant::now() + HAND_OVER_MAX;
         while persister.newest_revision() < revision {
             if Instant::now() > until {
@@ -86,7 +100,7 @@ impl Reader {
     /// # Errors
     /// The store was shut down.
     pub fn hash(&self) -> Result<u32, Fatal> {
-        let cut = Cut::take(self.state.persister())?;
+        let cut = Cut::of(&self.state)?;
         let mut hash = 0;
         for (name, pairs) in &Buckets::new(&cut.tables).0 {
             hash = crc32c::crc32c_append(hash, name.as_bytes());

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use kelson_api::Message;
 use kelson_api::etcdserverpb::{AlarmMember, Member};
 
+use crate::chain::Chain;
 use crate::types::{LeaseRow, LogId, MetaChange, RevisionKey, Row};
 
 /// History: one row per change of a key.
@@ -34,9 +35,11 @@ const SCHEDULED: &[u8] = b"mcompact_scheduled";
 const FINISHED: &[u8] = b"mcompact_finished";
 const SCHEMA: &[u8] = b"mschema";
 const TALLY: &[u8] = b"mtally";
+const CHAIN: &[u8] = b"mchain";
 
-/// The layout that this file describes. A store that says a higher number is not opened.
-pub(crate) const SCHEMA_VERSION: u32 = 1;
+/// The layout that this file describes. A store that says a higher number is not opened; 1 had no
+/// hash chain.
+pub(crate) const SCHEMA_VERSION: u32 = 2;
 
 /// Bytes of the checksum behind each payload.
 const SEAL_LEN: usize = 4;
@@ -184,14 +187,42 @@ pub(crate) fn encode_meta(change: &MetaChange) -> MetaWrites {
     writes
 }
 
-/// The rows that close every checkpoint: the layout, the applied position, and the tally of all rows.
-pub(crate) fn encode_checkpoint(applied: LogId, tally: Tally) -> [Pair; 3] {
+/// The rows that close every checkpoint: the applied position, the hash chain there, the layout, and
+/// the tally of all rows.
+pub(crate) fn encode_checkpoint(applied: LogId, chain: Chain, tally: Tally) -> [Pair; 4] {
     let tally_bytes = [tally.rows.to_be_bytes(), tally.sum.to_be_bytes()].concat();
     [
         (APPLIED.to_vec(), seal(APPLIED, &encode_log_id(applied))),
+        (CHAIN.to_vec(), seal(CHAIN, &encode_chain(chain))),
         (SCHEMA.to_vec(), seal(SCHEMA, &SCHEMA_VERSION.to_be_bytes())),
         (TALLY.to_vec(), seal(TALLY, &tally_bytes)),
     ]
+}
+
+/// Whether a pair is one of those that close a checkpoint.
+pub(crate) fn is_closing(key: &[u8]) -> bool {
+    matches!(key, APPLIED | CHAIN | SCHEMA | TALLY)
+}
+
+/// The pairs of all tables, but for those that close a checkpoint, in key order.
+pub(crate) fn encode_tables(tables: &Tables) -> Vec<Pair> {
+    let mut changes = Vec::new();
+    changes.extend(tables.leases.iter().map(|lease| MetaChange::LeasePut(*lease)));
+    changes.extend(tables.members.iter().cloned().map(MetaChange::MemberPut));
+    // Its removals name members that are in no table any more.
+    changes.extend(tables.removed.iter().map(|id| MetaChange::MemberRemove(*id)));
+    let uuids = tables.uuids.iter();
+    changes.extend(uuids.map(|(id, uuid)| MetaChange::MemberUuid(*id, uuid.clone())));
+    changes.extend(tables.alarms.iter().map(|alarm| MetaChange::AlarmPut(*alarm)));
+    let membership = tables.membership.iter();
+    changes.extend(membership.map(|(at, bytes)| MetaChange::Membership(*at, bytes.clone())));
+    let version = tables.cluster_version.iter();
+    changes.extend(version.map(|text| MetaChange::ClusterVersion(text.clone())));
+    changes.extend(tables.scheduled_compaction.map(MetaChange::ScheduledCompaction));
+    changes.extend(tables.finished_compaction.map(MetaChange::FinishedCompaction));
+    let mut pairs: Vec<_> = changes.iter().flat_map(|change| encode_meta(change).puts).collect();
+    pairs.sort_unstable();
+    pairs
 }
 
 /// An order-free summary of all rows on disk. It moves in the same flush as the rows, so a leaf of
@@ -239,6 +270,8 @@ pub(crate) struct Tables {
     pub(crate) finished_compaction: Option<i64>,
     pub(crate) schema: Option<u32>,
     pub(crate) tally: Tally,
+    /// `None` in a state of layout 1.
+    pub(crate) chain: Option<Chain>,
 }
 
 impl Tables {
@@ -280,6 +313,7 @@ impl Tables {
                 let rows = u64::from_be_bytes(array(rows)?);
                 self.tally = Tally { rows, sum: u64::from_be_bytes(array(sum)?) };
             }
+            CHAIN => self.chain = Some(decode_chain(payload)?),
             _ => return Err(Malformed::Key),
         }
         Ok(())
@@ -302,17 +336,32 @@ fn alarm_key(alarm: &AlarmMember) -> Vec<u8> {
     key
 }
 
-fn encode_log_id(id: LogId) -> [u8; 16] {
+/// A log position as disk and transfers hold it.
+pub(crate) fn encode_log_id(id: LogId) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&id.term.to_be_bytes());
     bytes[8..].copy_from_slice(&id.index.to_be_bytes());
     bytes
 }
 
-fn decode_log_id(bytes: &[u8]) -> Result<LogId, Malformed> {
+pub(crate) fn decode_log_id(bytes: &[u8]) -> Result<LogId, Malformed> {
     let (term, index) = bytes.split_at_checked(8).ok_or(Malformed::Value)?;
     let term = u64::from_be_bytes(array(term)?);
     Ok(LogId { term, index: u64::from_be_bytes(array(index)?) })
+}
+
+/// A chain as disk and transfers hold it.
+pub(crate) fn encode_chain(chain: Chain) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&chain.hash.to_be_bytes());
+    bytes[8..].copy_from_slice(&chain.since.to_be_bytes());
+    bytes
+}
+
+pub(crate) fn decode_chain(bytes: &[u8]) -> Result<Chain, Malformed> {
+    let (hash, since) = bytes.split_at_checked(8).ok_or(Malformed::Value)?;
+    let hash = u64::from_be_bytes(array(hash)?);
+    Ok(Chain { hash, since: u64::from_be_bytes(array(since)?) })
 }
 
 fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N], Malformed> {

@@ -114,12 +114,14 @@ fn rows_have_these_bytes() {
     }
 }
 
+const CHAIN_AT_9: Chain = Chain { hash: 0x0a0b_0c0d_0e0f_1011, since: 4 };
+
 #[test]
 fn a_checkpoint_has_these_bytes() {
     let mut tally = Tally::default();
     let (key, value) = encode_row(&row(false));
     tally.add(&key, &value);
-    let pairs = encode_checkpoint(LogId { term: 3, index: 9 }, tally);
+    let pairs = encode_checkpoint(LogId { term: 3, index: 9 }, CHAIN_AT_9, tally);
     let text: Vec<_> = pairs
         .iter()
         .map(|(key, value)| (hex(key), hex(&value[..value.len() - SEAL_LEN])))
@@ -128,9 +130,10 @@ fn a_checkpoint_has_these_bytes() {
         text,
         [
             ("6d6170706c696564".into(), "00000000000000030000000000000009".into()),
-            ("6d736368656d61".into(), "00000001".into()),
+            ("6d636861696e".into(), "0a0b0c0d0e0f10110000000000000004".into()),
+            ("6d736368656d61".into(), "00000002".into()),
             ("6d74616c6c79".into(), format!("0000000000000001{:016x}", tally.sum)),
-        ] as [(String, String); 3]
+        ] as [(String, String); 4]
     );
 }
 
@@ -142,7 +145,8 @@ fn tables_read_back_what_changes_wrote() {
             tables.take(&key, &value).expect("decodes");
         }
     }
-    for (key, value) in encode_checkpoint(LogId { term: 3, index: 9 }, Tally::default()) {
+    let closing = encode_checkpoint(LogId { term: 3, index: 9 }, CHAIN_AT_9, Tally::default());
+    for (key, value) in closing {
         tables.take(&key, &value).expect("decodes");
     }
     assert_eq!(tables.applied, LogId { term: 3, index: 9 });
@@ -156,13 +160,27 @@ fn tables_read_back_what_changes_wrote() {
     assert_eq!(tables.cluster_version.as_deref(), Some("3.7.0"));
     assert_eq!((tables.scheduled_compaction, tables.finished_compaction), (Some(5), Some(4)));
     assert_eq!(tables.schema, Some(SCHEMA_VERSION));
+    assert_eq!(tables.chain, Some(CHAIN_AT_9));
+    let mut again = Tables::default();
+    for (key, value) in encode_tables(&tables) {
+        assert!(!is_closing(&key));
+        again.take(&key, &value).expect("decodes");
+    }
+    let without = Tables {
+        applied: again.applied,
+        schema: None,
+        chain: None,
+        tally: Tally::default(),
+        ..tables
+    };
+    assert_eq!(format!("{again:?}"), format!("{without:?}"));
 }
 
 #[test]
 fn every_flipped_bit_and_every_cut_is_refused() {
     let mut pairs = vec![encode_row(&row(false)), encode_row(&row(true))];
     pairs.extend(changes().iter().flat_map(|(change, ..)| encode_meta(change).puts));
-    pairs.extend(encode_checkpoint(LogId { term: 1, index: 1 }, Tally::default()));
+    pairs.extend(encode_checkpoint(LogId { term: 1, index: 1 }, CHAIN_AT_9, Tally::default()));
     let accepts = |key: &[u8], value: &[u8]| {
         let value_bytes = Bytes::copy_from_slice(value);
         decode_row(key, value_bytes).is_ok() || Tables::default().take(key, value).is_ok()

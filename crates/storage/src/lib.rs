@@ -2,6 +2,7 @@
 //! only writer and is driven by raft; any number of `Reader`s answer reads, watches and housekeeping.
 //! This crate never opens a socket, never reads a clock to decide anything and knows no consensus.
 
+mod chain;
 mod dir;
 mod disk;
 mod engine;
@@ -18,6 +19,8 @@ mod reader;
 mod recover;
 mod snapshot;
 mod store;
+mod times;
+mod transfer;
 mod types;
 
 pub use dir::{DataDir, Identity};
@@ -29,6 +32,8 @@ pub use options::Options;
 pub use reader::{Reader, StreamChunk, StreamedRange};
 pub use snapshot::SnapshotFile;
 pub use store::Store;
+pub use times::{StoreTimes, TimesRead};
+pub use transfer::{Received, Receiver, Transfer, TransferError};
 pub use types::{
     Changes, CompactionTicket, Fatal, FeedEvent, LeaseRow, LogId, Outcome, Recent, Reply, Revised,
     RevisionKey, Sizes, Stats,
@@ -39,4 +44,10 @@ pub use types::{
 #[doc(hidden)]
 pub fn fuzz_row(data: &[u8]) {
     keys::fuzz(data);
+}
+
+/// Body of a fuzz target: the decoder of transferred chunks on any bytes.
+#[doc(hidden)]
+pub fn fuzz_chunk(data: &[u8]) {
+    transfer::fuzz(data);
 }

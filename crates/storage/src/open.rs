@@ -3,8 +3,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::log::Durable;
+use crate::mvcc::state::Home;
 use crate::options::Options;
 use crate::persist::{PersistConfig, Place};
 use crate::recover::{RecoverConfig, recover};
@@ -85,14 +87,16 @@ pub fn open(options: &Options, durable: Durable) -> Result<(Store, Reader), Open
     let place = Place {
         state_dir: options.data_dir.join("member").join("state"),
         cache_bytes: options.sled_cache_bytes,
+        claimed: Arc::default(),
     };
     let persist = PersistConfig {
         checkpoint_bytes: options.checkpoint_bytes,
         checkpoint_interval: options.checkpoint_interval,
-        place: None,
+        place: Some(place.clone()),
     };
+    let home = Home { place: place.clone(), persist: persist.clone(), durable: durable.clone() };
     let config = RecoverConfig { persist, log_purged: options.log_purged };
     let (loader, recovered, persister) =
         recover(&place, config, durable, Loader::new, |loader, row| loader.row(row))?;
-    Ok(store::assemble(loader.finish(recovered), persister.into(), options)?)
+    Ok(store::assemble(loader.finish(recovered), persister.into(), home, options)?)
 }

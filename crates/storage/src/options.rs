@@ -19,6 +19,8 @@ pub struct Options {
     pub compaction_batch_limit: usize,
     /// Pause of a compaction between batches.
     pub compaction_sleep: Duration,
+    /// A command that takes longer to apply is logged and counted; zero is never.
+    pub slow_apply: Duration,
     /// Bytes of recent revisions kept for watchers; older ones are read from disk.
     pub recent_bytes: usize,
     /// Memory that the engine may use for clean pages, and about as much again for pages written
@@ -38,6 +40,7 @@ impl Options {
             checkpoint_interval: Duration::from_secs(1),
             compaction_batch_limit: 1000,
             compaction_sleep: Duration::from_millis(10),
+            slow_apply: Duration::from_millis(100),
             recent_bytes: 64 << 20,
             sled_cache_bytes: 32 << 20,
             log_purged: LogId::default(),

@@ -6,13 +6,14 @@
 //! The first error or panic of the database ends the process. It never retries: after a failed flush
 //! the database may claim success for data that it lost.
 
+pub(crate) mod copy;
 mod reads;
 mod writer;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::watch;
 
+use crate::chain::Chain;
 use crate::engine::Backend;
 use crate::keys::{Tables, Tally};
 use crate::types::{Delta, Fatal, LogId, RevisionKey, Row};
@@ -53,6 +55,26 @@ pub(crate) struct Place {
     /// Holds one directory per generation of the database and the file that names the current one.
     pub(crate) state_dir: PathBuf,
     pub(crate) cache_bytes: u64,
+    /// Whether somebody is making another generation; clones share it.
+    pub(crate) claimed: Arc<AtomicBool>,
+}
+
+impl Place {
+    /// Takes the right to make a generation; `None` if somebody else has it.
+    pub(crate) fn claim(&self) -> Option<Claim> {
+        let was_claimed = self.claimed.swap(true, Ordering::AcqRel);
+        (!was_claimed).then(|| Claim(self.claimed.clone()))
+    }
+}
+
+/// The right to make a generation, until dropped: a rewrite and a transfer use the same names.
+#[derive(Debug)]
+pub(crate) struct Claim(Arc<AtomicBool>);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 /// How far the log is on disk. Source: `log::Durable`; tests bring their own.
@@ -85,11 +107,25 @@ struct Shared {
     reads: Reads,
     /// Newest revision that was pushed.
     newest_revision: AtomicI64,
-    durable_applied: watch::Sender<LogId>,
-    finished_compaction: watch::Sender<i64>,
+    signals: Arc<Signals>,
     checkpoints: Mutex<CheckpointStats>,
     /// Directory of the current generation; moves when the database is rewritten.
     generation_dir: Mutex<Option<PathBuf>>,
+}
+
+/// What others wait for. It outlives a persister that is replaced.
+pub(crate) struct Signals {
+    durable_applied: watch::Sender<LogId>,
+    finished_compaction: watch::Sender<i64>,
+}
+
+impl Signals {
+    pub(crate) fn new(applied: LogId, finished: i64) -> Arc<Self> {
+        Arc::new(Self {
+            durable_applied: watch::Sender::new(applied),
+            finished_compaction: watch::Sender::new(finished),
+        })
+    }
 }
 
 #[derive(Default)]
@@ -106,6 +142,8 @@ struct Queue {
     rewrites: Vec<SyncSender<Result<bool, Fatal>>>,
     cuts: VecDeque<CutRequest>,
     is_stopping: bool,
+    /// Another persister has taken over: nothing is written any more, reads go on.
+    is_retired: bool,
 }
 
 /// Somebody wants the tables as of everything pushed so far.
@@ -137,8 +175,7 @@ const CHECKPOINT_SAMPLES: usize = 4096;
 impl Persister {
     /// Starts the threads on an opened database.
     ///
-    /// `applied` and `tally` are what the database says of itself; `finished` is the last compaction
-    /// that removed all its rows, -1 if none did.
+    /// `at` is what the database says of itself.
     pub(crate) fn start(
         backend: Box<dyn Backend>,
         config: PersistConfig,
@@ -153,8 +190,7 @@ impl Persister {
             tail: RwLock::default(),
             reads,
             newest_revision: AtomicI64::new(at.revision),
-            durable_applied: watch::Sender::new(at.applied),
-            finished_compaction: watch::Sender::new(at.finished),
+            signals: at.signals.clone(),
             checkpoints: Mutex::default(),
             generation_dir: Mutex::new(at.generation_dir.clone()),
         });
@@ -176,10 +212,10 @@ impl Persister {
     /// The persister was shut down.
     pub(crate) fn push(&self, delta: Delta) -> Result<(), Fatal> {
         let mut queue = self.shared.queue.lock();
-        while queue.bytes > QUEUE_BYTES && !queue.is_stopping {
+        while queue.bytes > QUEUE_BYTES && !queue.is_closed() {
             self.shared.room.wait(&mut queue);
         }
-        if queue.is_stopping {
+        if queue.is_closed() {
             return Err(stopped());
         }
         if !delta.rows.is_empty() {
@@ -202,6 +238,9 @@ impl Persister {
         let mut queue = self.shared.queue.lock();
         loop {
             let bound = if queue.holds > 0 { QUEUE_SLICES_HELD } else { QUEUE_SLICES };
+            if queue.is_retired {
+                return;
+            }
             if queue.slices.len() < bound || queue.is_stopping {
                 break;
             }
@@ -262,7 +301,7 @@ impl Persister {
     pub(crate) fn cut(&self) -> Result<(Tables, i64), Fatal> {
         let (answer, wait) = sync_channel(1);
         let mut queue = self.shared.queue.lock();
-        if queue.is_stopping {
+        if queue.is_closed() {
             return Err(stopped());
         }
         let after = queue.pushed;
@@ -275,17 +314,17 @@ impl Persister {
     /// Applied position of the last finished checkpoint.
     #[cfg(test)]
     pub(crate) fn durable_applied(&self) -> LogId {
-        *self.shared.durable_applied.borrow()
+        *self.shared.signals.durable_applied.borrow()
     }
 
     /// Applied position of the last finished checkpoint, and a signal each time it moves.
     pub(crate) fn durable_watch(&self) -> watch::Receiver<LogId> {
-        self.shared.durable_applied.subscribe()
+        self.shared.signals.durable_applied.subscribe()
     }
 
     /// Revision of the last compaction whose rows are gone from disk; -1 = none.
     pub(crate) fn finished_compaction(&self) -> watch::Receiver<i64> {
-        self.shared.finished_compaction.subscribe()
+        self.shared.signals.finished_compaction.subscribe()
     }
 
     /// Keeps all rows on disk until the guard is dropped; waits for a removal that is under way.
@@ -320,7 +359,7 @@ impl Persister {
     pub(crate) fn defragment(&self) -> Result<bool, Fatal> {
         let (answer, wait) = sync_channel(1);
         let mut queue = self.shared.queue.lock();
-        if queue.is_stopping {
+        if queue.is_closed() {
             return Err(stopped());
         }
         queue.rewrites.push(answer);
@@ -332,6 +371,27 @@ impl Persister {
     /// Durations of the checkpoints since the last call.
     pub(crate) fn take_checkpoints(&self) -> Vec<Duration> {
         self.shared.checkpoints.lock().samples.drain(..).collect()
+    }
+
+    /// Hands over to a persister that stands at `applied` and has carried out the compaction
+    /// `finished`. Nothing is written or announced from here on; what was pushed stays readable until
+    /// the last user lets go, and then the files are removed.
+    pub(crate) fn retire(&self, applied: LogId, finished: i64) {
+        let mut queue = self.shared.queue.lock();
+        queue.is_retired = true;
+        queue.deltas.clear();
+        queue.slices.clear();
+        queue.cuts.clear();
+        queue.rewrites.clear();
+        self.shared.signals.durable_applied.send_replace(applied);
+        self.shared.signals.finished_compaction.send_replace(finished);
+        self.shared.work.notify_all();
+        self.shared.room.notify_all();
+    }
+
+    /// What this persister announces.
+    pub(crate) fn signals(&self) -> Arc<Signals> {
+        self.shared.signals.clone()
     }
 
     /// Writes what is queued and durable in the log, makes a last checkpoint and ends the threads.
@@ -352,6 +412,20 @@ impl Persister {
 impl Drop for Persister {
     fn drop(&mut self) {
         self.shutdown();
+        let dir = self.shared.generation_dir.lock().clone();
+        if let (Some(dir), true) = (dir, self.shared.queue.lock().is_retired)
+            && let Err(error) = std::fs::remove_dir_all(&dir)
+        {
+            // The next start tries again.
+            tracing::warn!(path = %dir.display(), %error, "cannot remove the replaced state");
+        }
+    }
+}
+
+impl Queue {
+    /// Nothing may enter any more.
+    fn is_closed(&self) -> bool {
+        self.is_stopping || self.is_retired
     }
 }
 
@@ -361,9 +435,10 @@ pub(crate) struct Start {
     /// The store revision.
     pub(crate) revision: i64,
     pub(crate) tally: Tally,
-    /// Compactions in force and carried out; -1 = never.
+    pub(crate) chain: Chain,
+    /// The compaction in force; -1 = never.
     pub(crate) scheduled: i64,
-    pub(crate) finished: i64,
+    pub(crate) signals: Arc<Signals>,
     pub(crate) generation_dir: Option<PathBuf>,
 }
 

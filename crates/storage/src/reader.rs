@@ -59,6 +59,19 @@ impl Reader {
         *self.state.applied.read()
     }
 
+    /// The hash chain right after the entry at `index`: depends on all entries up to it and on what
+    /// they changed. `None` if it is not one of the last 4096 that this member applied since its
+    /// start. Members with equal `chain_since` that answer differently have different states.
+    pub fn chain_at(&self, index: u64) -> Option<u64> {
+        self.state.chains.read().at(index)
+    }
+
+    /// Index of the entry behind which the hash chain began: 0, unless an older version wrote the
+    /// state. Chains that began elsewhere cannot be compared.
+    pub fn chain_since(&self) -> u64 {
+        self.state.chains.read().newest().since
+    }
+
     /// The last log entry whose changes are on disk, and a signal each time it moves.
     pub fn durable_applied(&self) -> watch::Receiver<LogId> {
         self.state.persister().durable_watch()
@@ -125,7 +138,7 @@ impl Reader {
             walk: Walk::new(span, revision),
             revision,
             started,
-            keys_only: request.keys_only,
+            request: request.clone(),
             left: if request.count_only { 0 } else { limit.unwrap_or(usize::MAX) },
             more: !request.count_only && request.limit > 0 && count > request.limit,
             count,
@@ -367,7 +380,7 @@ pub struct StreamedRange {
     walk: Walk,
     revision: i64,
     started: i64,
-    keys_only: bool,
+    request: RangeRequest,
     /// Keys that the limit still allows.
     left: usize,
     more: bool,
@@ -413,9 +426,7 @@ impl StreamedRange {
         let mut kvs = Vec::with_capacity(found.len());
         for found in found {
             let mut kv = found.resolve(&self.state, self.revision).map_err(refusal)?;
-            if self.keys_only {
-                kv.value.clear();
-            }
+            range::shorten(&self.request, &mut kv);
             kvs.push(kv);
         }
         if self.state.compaction.compacted() > self.revision {

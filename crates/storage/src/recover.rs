@@ -15,13 +15,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kelson_api::etcdserverpb::{AlarmMember, Member};
 
+use crate::chain::Chain;
 use crate::dir::{make_dir, replace_file, sync_dir};
-use crate::disk::used_bytes;
+use crate::disk::{free_bytes, used_bytes};
 use crate::engine::sled::SledBackend;
 use crate::engine::{Backend, EngineError};
 use crate::keys::{self, SCHEMA_VERSION, Tables, Tally};
 use crate::open::OpenError;
-use crate::persist::{DurableLog, PersistConfig, Persister, Place, Start};
+use crate::persist::copy::Copy;
+use crate::persist::{DurableLog, PersistConfig, Persister, Place, Signals, Start};
 use crate::types::{Fatal, LeaseRow, LogId, Row};
 
 /// First line of `CURRENT`.
@@ -34,15 +36,17 @@ const CHUNKS_AHEAD: usize = 8;
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Longest wait for the lock of a database.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Pairs per call while rewriting.
-const REWRITE_PAIRS: usize = 4096;
 /// A rewrite must promise to free this many bytes, and a quarter of the files, to be worth it.
 const REWRITE_GAIN_MIN: u64 = 4 << 20;
+/// What must be free beside a second copy of the state, for the log goes on meanwhile: what a full
+/// disk does to a database in the making is an error, and errors of it end the process.
+const REWRITE_ROOM: u64 = 256 << 20;
 
 /// What the database says apart from its rows.
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
     pub(crate) applied: LogId,
+    pub(crate) chain: Chain,
     pub(crate) membership: Option<(LogId, Bytes)>,
     pub(crate) leases: Vec<LeaseRow>,
     pub(crate) alarms: Vec<AlarmMember>,
@@ -61,6 +65,7 @@ impl From<Tables> for Recovered {
         let floor = tables.scheduled_compaction.max(tables.finished_compaction).unwrap_or(1).max(1);
         Self {
             applied: tables.applied,
+            chain: chain_of(&tables),
             membership: tables.membership,
             leases: tables.leases,
             alarms: tables.alarms,
@@ -73,6 +78,11 @@ impl From<Tables> for Recovered {
             current_revision_floor: floor,
         }
     }
+}
+
+/// The chain of a state; one that has none begins it.
+fn chain_of(tables: &Tables) -> Chain {
+    tables.chain.unwrap_or(Chain::beginning(tables.applied.index))
 }
 
 /// What opening needs to know.
@@ -142,7 +152,8 @@ pub(crate) fn recover<L>(
         revision: newest.max(compacted).max(1),
         tally: tables.tally,
         scheduled: tables.scheduled_compaction.max(tables.finished_compaction).unwrap_or(-1),
-        finished: tables.finished_compaction.unwrap_or(-1),
+        chain: chain_of(&tables),
+        signals: Signals::new(tables.applied, tables.finished_compaction.unwrap_or(-1)),
         generation_dir: Some(dir),
     };
     let persister = Persister::start(backend, config.persist, durable, at)
@@ -189,7 +200,7 @@ fn set_aside(place: &Place, trouble: Trouble, log_purged: LogId) -> Result<(), O
     make_dir(&place.state_dir)
 }
 
-type Opened = (PathBuf, Box<dyn Backend>, Tables);
+pub(crate) type Opened = (PathBuf, Box<dyn Backend>, Tables);
 
 /// A new generation that has replaced the old one.
 type Rewritten = Option<(PathBuf, Box<dyn Backend>)>;
@@ -200,11 +211,12 @@ fn create(place: &Place) -> Result<Opened, OpenError> {
     let dir = place.state_dir.join(generation_name(1));
     let failed = |error: EngineError| OpenError::io("create", &dir, io::Error::other(error));
     let mut backend = SledBackend::open(&dir, place.cache_bytes).map_err(failed)?;
-    let closing = keys::encode_checkpoint(LogId::default(), Tally::default());
+    let closing = keys::encode_checkpoint(LogId::default(), Chain::default(), Tally::default());
     backend.write(closing.to_vec()).and_then(|()| backend.flush()).map_err(failed)?;
     sync_tree(&dir).map_err(|error| OpenError::io("sync", &dir, error))?;
     name_current(place, &dir)?;
-    Ok((dir, Box::new(backend), Tables::default()))
+    let tables = Tables { chain: Some(Chain::default()), ..Tables::default() };
+    Ok((dir, Box::new(backend), tables))
 }
 
 fn generation_name(number: u64) -> String {
@@ -215,7 +227,8 @@ fn current_path(place: &Place) -> PathBuf {
     place.state_dir.join("CURRENT")
 }
 
-fn name_current(place: &Place, dir: &Path) -> Result<(), OpenError> {
+/// Makes a generation the current one. It must be on disk as a whole.
+pub(crate) fn name_current(place: &Place, dir: &Path) -> Result<(), OpenError> {
     sync_dir(&place.state_dir)?;
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let body = format!("{MAGIC}\n{name}\n");
@@ -268,7 +281,7 @@ pub(crate) fn remove_other_generations(place: &Place) {
 }
 
 /// Syncs every file and directory below `dir`: the database does not do so for all it creates.
-fn sync_tree(dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_tree(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.is_dir() { sync_tree(&path)? } else { fs::File::open(&path)?.sync_all()? }
@@ -281,6 +294,16 @@ enum Message {
     Rows(Vec<Row>),
     Done(Box<dyn Backend>, Box<Tables>),
     Failed(String, bool),
+}
+
+/// Reads a whole generation back and checks it, as at a start.
+pub(crate) fn load(
+    dir: &Path,
+    cache_bytes: u64,
+    row: impl FnMut(&Row) -> Result<(), Fatal>,
+) -> Result<Opened, EngineError> {
+    read_back(dir, cache_bytes, row)
+        .map_err(|trouble| EngineError { doing: "read back", cause: trouble.reason })
 }
 
 /// Reads a whole generation on a thread of its own, which may be left behind if it never ends.
@@ -397,19 +420,17 @@ fn read_all(mut backend: Box<dyn Backend>, out: &SyncSender<Message>) -> Message
 /// Copies all pairs into a new generation and makes it the current one, if the files have grown well
 /// beyond what they hold. Returns its directory and handle.
 pub(crate) fn rewrite(place: &Place, old: &mut dyn Backend) -> Result<Rewritten, EngineError> {
-    let failed =
-        |cause: &dyn std::fmt::Display| EngineError { doing: "rewrite", cause: cause.to_string() };
-    let current = current_generation(place).map_err(|trouble| failed(&trouble.reason))?;
-    let Some(current) = current else { return Ok(None) };
-    let name = current.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let number = u64::from_str_radix(&name, 16).map_err(|error| failed(&error))?;
-    let dir = place.state_dir.join(generation_name(number + 1));
-    if dir.exists() {
-        fs::remove_dir_all(&dir).map_err(|error| failed(&error))?;
+    let Some((current, dir)) = next_generation(place)? else { return Ok(None) };
+    let before = used_bytes(&current);
+    if free_bytes(&place.state_dir) < before + REWRITE_ROOM {
+        tracing::warn!(before, "the disk has no room for a second copy of the state; not rewritten");
+        return Ok(None);
     }
-    let mut fresh = Box::new(SledBackend::open(&dir, place.cache_bytes)?);
-    copy(old, fresh.as_mut())?;
-    let (before, after) = (used_bytes(&current), used_bytes(&dir));
+    let open = || open_patiently(&dir, place.cache_bytes).map(|open| Box::new(open) as Box<_>);
+    let mut copy = Copy::begin(open, place.cache_bytes)?;
+    copy.put_all(old)?;
+    let fresh = copy.finish()?;
+    let after = used_bytes(&dir);
     if before.saturating_sub(after) < REWRITE_GAIN_MIN.max(before / 4) {
         fresh.close();
         fs::remove_dir_all(&dir).map_err(|error| failed(&error))?;
@@ -420,17 +441,20 @@ pub(crate) fn rewrite(place: &Place, old: &mut dyn Backend) -> Result<Rewritten,
     Ok(Some((dir, fresh)))
 }
 
-fn copy(old: &mut dyn Backend, fresh: &mut SledBackend) -> Result<(), EngineError> {
-    let mut from = Vec::new();
-    loop {
-        let pairs = old.scan(from..vec![u8::MAX; 64], REWRITE_PAIRS, 8 << 20)?;
-        let Some((last, _)) = pairs.last() else { break };
-        from = [last.as_ref(), &[0]].concat();
-        let puts = pairs.iter().map(|(key, value)| (key.to_vec(), value.to_vec()));
-        fresh.write(puts.collect())?;
-        // The engine keeps written leaves in memory even after a flush, until it is reopened: a copy
-        // needs memory for all it writes. The flush bounds only what is not on disk yet.
-        fresh.flush()?;
+fn failed(cause: &dyn std::fmt::Display) -> EngineError {
+    EngineError { doing: "make a new state", cause: cause.to_string() }
+}
+
+/// The directories of the current generation and of one to be made, which does not exist. The caller
+/// has the claim to make one.
+pub(crate) fn next_generation(place: &Place) -> Result<Option<(PathBuf, PathBuf)>, EngineError> {
+    let current = current_generation(place).map_err(|trouble| failed(&trouble.reason))?;
+    let Some(current) = current else { return Ok(None) };
+    let name = current.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let number = u64::from_str_radix(&name, 16).map_err(|error| failed(&error))?;
+    let dir = place.state_dir.join(generation_name(number + 1));
+    if dir.exists() {
+        fs::remove_dir_all(&dir).map_err(|error| failed(&error))?;
     }
-    Ok(())
+    Ok(Some((current, dir)))
 }

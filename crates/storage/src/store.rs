@@ -10,13 +10,14 @@ use kelson_api::command::{Command, MembersChange};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
+use crate::chain::{Chain, Chains};
 use crate::feed::Feed;
 use crate::lease::Leases;
 use crate::mvcc::apply::{apply, change_members};
 use crate::mvcc::compact::{self, Compaction, Pace};
 use crate::mvcc::index::{Entry, Index};
 use crate::mvcc::row;
-use crate::mvcc::state::{Cluster, Counters, State};
+use crate::mvcc::state::{Cluster, Counters, Home, State};
 use crate::options::Options;
 use crate::persist::Persister;
 use crate::reader::Reader;
@@ -33,6 +34,8 @@ pub struct Store {
     state: Arc<State>,
     scratch: Vec<u8>,
     compactor: Option<JoinHandle<()>>,
+    /// Lets go of a state that was replaced.
+    retiring: Option<JoinHandle<()>>,
 }
 
 impl Store {
@@ -90,14 +93,23 @@ impl Store {
             let text = format!("entry {} comes after entry {}", id.index, applied.index);
             return Err(Fatal(text));
         }
-        Ok(Delta { id, rows: Vec::new(), meta: Vec::new(), bytes: DELTA_COST })
+        Ok(Delta {
+            id,
+            rows: Vec::new(),
+            meta: Vec::new(),
+            chain: Chain::default(),
+            bytes: DELTA_COST,
+        })
     }
 
-    fn finish(&mut self, delta: Delta) -> Result<(), Fatal> {
+    fn finish(&mut self, mut delta: Delta) -> Result<(), Fatal> {
         let id = delta.id;
+        let chain = self.state.chains.read().newest().after(&delta);
+        delta.chain = chain;
         self.state.persister().push(delta)?;
         self.state.feed.hand_over(self.state.current());
         *self.state.applied.write() = id;
+        self.state.chains.write().push(id.index, chain);
         if self.scratch.capacity() > SCRATCH_MAX {
             self.scratch = Vec::new();
         }
@@ -110,23 +122,55 @@ impl Store {
         self.state.persister().durable_watch()
     }
 
-    /// Replaces the whole state by one received from the leader. Readers, the feed and their signals
-    /// stay valid; a reader in the middle of a walk goes on in the new state, which holds the same
-    /// history.
-    pub(crate) fn install(&mut self, loaded: Loaded, persister: Arc<Persister>) {
+    /// Replaces the whole state by a later one. Readers, the feed and all signals stay valid; a reader
+    /// in the middle of a walk goes on in the new state, which holds the same history, or learns that
+    /// its revision is compacted. The old one is let go on a thread of its own.
+    ///
+    /// # Errors
+    /// The thread cannot be started; the new state is in force.
+    pub(crate) fn replace(
+        &mut self,
+        mut loaded: Loaded,
+        persister: Persister,
+    ) -> Result<(), Fatal> {
         let state = &self.state;
-        let scheduled = loaded.scheduled;
-        {
+        let (mut leases, mut cluster) = (loaded.leases, loaded.cluster);
+        let old = {
+            // Whoever looks at the index sees one state with all that belongs to it.
             let mut index = state.index.write();
-            *index = loaded.index;
-            *state.leases.write() = loaded.leases;
-            *state.cluster.write() = loaded.cluster;
-            *state.persister.write() = persister;
+            std::mem::swap(&mut *index, &mut loaded.index);
+            std::mem::swap(&mut *state.leases.write(), &mut leases);
+            std::mem::swap(&mut *state.cluster.write(), &mut cluster);
+            // Before the persister: who misses a row in the new one must learn that it is compacted.
+            state.compaction.restart(loaded.scheduled, loaded.finished);
+            let old = std::mem::replace(&mut *state.persister.write(), Arc::new(persister));
+            old.retire(loaded.applied, loaded.finished);
             *state.applied.write() = loaded.applied;
-            state.compaction.restart(scheduled, loaded.finished);
+            *state.chains.write() = Chains::new(loaded.chain, loaded.applied.index);
+            // Last: it tells watchers, who then read history.
             state.feed.restart(loaded.revision);
-        }
+            old
+        };
         state.announce_lease_change();
+        self.let_go(move || drop((old, loaded.index, leases, cluster)))
+    }
+
+    /// Frees what may take long on a thread of its own; only one does so at a time.
+    fn let_go(&mut self, free: impl FnOnce() + Send + 'static) -> Result<(), Fatal> {
+        let earlier = self.retiring.take();
+        let thread = std::thread::Builder::new().name("state-retire".into()).spawn(move || {
+            free();
+            // A panic there was reported by the panic hook.
+            let _ = earlier.map(JoinHandle::join);
+        });
+        let thread = thread.map_err(|error| Fatal(format!("cannot start a thread: {error}")))?;
+        self.retiring = Some(thread);
+        Ok(())
+    }
+
+    /// Everything that readers see.
+    pub(crate) fn state(&self) -> &Arc<State> {
+        &self.state
     }
 
     /// A reader of this store.
@@ -141,6 +185,11 @@ impl Store {
 
     fn close(&mut self) {
         self.state.compaction.stop();
+        if let Some(retiring) = self.retiring.take()
+            && retiring.join().is_err()
+        {
+            tracing::error!("letting go of a replaced state panicked");
+        }
         if let Some(compactor) = self.compactor.take() {
             if compactor.join().is_err() {
                 tracing::error!("the compaction thread panicked");
@@ -169,10 +218,30 @@ pub(crate) struct Loaded {
     leases: Leases,
     cluster: Cluster,
     applied: LogId,
+    chain: Chain,
     revision: i64,
     /// Compactions in force and carried out; -1 = never.
     scheduled: i64,
     finished: i64,
+}
+
+impl Loaded {
+    pub(crate) fn applied(&self) -> LogId {
+        self.applied
+    }
+
+    pub(crate) fn membership(&self) -> Option<(LogId, Bytes)> {
+        self.cluster.membership.clone()
+    }
+
+    /// The store revision.
+    pub(crate) fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    pub(crate) fn chain(&self) -> Chain {
+        self.chain
+    }
 }
 
 impl Loader {
@@ -241,6 +310,7 @@ impl Loader {
             leases,
             cluster,
             applied: recovered.applied,
+            chain: recovered.chain,
             // An empty store is at revision 1.
             revision: self.newest.max(floor).max(1),
             scheduled: scheduled.unwrap_or(-1),
@@ -256,6 +326,7 @@ impl Loader {
 pub(crate) fn assemble(
     loaded: Loaded,
     persister: Arc<Persister>,
+    home: Home,
     options: &Options,
 ) -> Result<(Store, Reader), Fatal> {
     let state = Arc::new(State {
@@ -266,8 +337,10 @@ pub(crate) fn assemble(
         compaction: Compaction::new(loaded.scheduled, loaded.finished),
         persister: RwLock::new(persister),
         applied: RwLock::new(loaded.applied),
+        chains: RwLock::new(Chains::new(loaded.chain, loaded.applied.index)),
         lease_moves: watch::Sender::new(0),
         counters: Counters::default(),
+        home,
     });
     let pace =
         Pace { batch_limit: options.compaction_batch_limit, sleep: options.compaction_sleep };
@@ -277,5 +350,5 @@ pub(crate) fn assemble(
         .spawn(move || compact::run(&shared, pace))
         .map_err(|error| Fatal(format!("cannot start the compaction thread: {error}")))?;
     let reader = Reader::new(state.clone());
-    Ok((Store { state, scratch: Vec::new(), compactor: Some(compactor) }, reader))
+    Ok((Store { state, scratch: Vec::new(), compactor: Some(compactor), retiring: None }, reader))
 }

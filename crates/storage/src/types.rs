@@ -13,6 +13,8 @@ use kelson_api::mvccpb::KeyValue;
 use kelson_api::mvccpb::event::EventType;
 use tokio::sync::watch;
 
+use crate::chain::Chain;
+
 /// Position in the raft log, ordered by term, then index. `(0, 0)` is before the first entry.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct LogId {
@@ -200,6 +202,8 @@ pub(crate) struct Delta {
     pub(crate) id: LogId,
     pub(crate) rows: Vec<Row>,
     pub(crate) meta: Vec<MetaChange>,
+    /// The hash chain after the entry.
+    pub(crate) chain: Chain,
     /// Rough memory use, for the bound of the persister's queue.
     pub(crate) bytes: usize,
 }

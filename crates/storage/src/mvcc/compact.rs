@@ -16,6 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::index::Doomed;
 use super::state::{State, count};
+use crate::persist::Persister;
 use crate::types::RevisionKey;
 
 /// Keys per hold of the index lock.
@@ -38,12 +39,14 @@ struct Work {
     /// Readers of old revisions by revision.
     pins: BTreeMap<i64, usize>,
     stop: bool,
+    /// How often the state was replaced.
+    epoch: u64,
 }
 
 impl Compaction {
     /// `scheduled` and `finished` are -1 if there never was a compaction.
     pub(crate) fn new(scheduled: i64, finished: i64) -> Self {
-        let work = Work { wanted: scheduled, done: finished, pins: BTreeMap::new(), stop: false };
+        let work = Work { wanted: scheduled, done: finished, pins: BTreeMap::new(), stop: false, epoch: 0 };
         Self {
             compacted: AtomicI64::new(scheduled),
             work: Mutex::new(work),
@@ -64,11 +67,13 @@ impl Compaction {
         self.changed.notify_all();
     }
 
-    /// Takes over from a replaced state.
+    /// Takes over from a replaced state; a compaction of the old one that is under way is given up.
+    /// The caller holds the index lock.
     pub(crate) fn restart(&self, scheduled: i64, finished: i64) {
         let mut work = self.work.lock();
         self.compacted.store(scheduled, Ordering::Release);
         (work.wanted, work.done) = (scheduled, finished);
+        work.epoch += 1;
         self.changed.notify_all();
     }
 
@@ -98,8 +103,8 @@ impl Compaction {
         }
     }
 
-    /// Waits for a compaction that nobody holds back. `None` = stop.
-    fn next(&self) -> Option<i64> {
+    /// Waits for a compaction that nobody holds back, and tells its epoch. `None` = stop.
+    fn next(&self) -> Option<(i64, u64)> {
         let mut work = self.work.lock();
         loop {
             if work.stop {
@@ -107,15 +112,21 @@ impl Compaction {
             }
             let is_free = work.pins.first_key_value().is_none_or(|(&pin, _)| pin >= work.wanted);
             if work.wanted > work.done && is_free {
-                return Some(work.wanted);
+                return Some((work.wanted, work.epoch));
             }
             self.changed.wait(&mut work);
         }
     }
 
-    fn finish(&self, revision: i64) {
+    fn finish(&self, revision: i64, epoch: u64) {
         let mut work = self.work.lock();
-        work.done = work.done.max(revision);
+        if work.epoch == epoch {
+            work.done = work.done.max(revision);
+        }
+    }
+
+    fn epoch(&self) -> u64 {
+        self.work.lock().epoch
     }
 
     /// Sleeps between slices; returns false if it is time to stop.
@@ -166,25 +177,33 @@ pub(crate) struct Pace {
 
 /// Runs compactions until told to stop.
 pub(crate) fn run(state: &State, pace: Pace) {
-    while let Some(revision) = state.compaction.next() {
+    while let Some((revision, epoch)) = state.compaction.next() {
         count(&state.counters.compactions, 1);
-        if !compact(state, revision, pace) {
+        if !compact(state, revision, epoch, pace) {
             return;
         }
-        state.compaction.finish(revision);
+        state.compaction.finish(revision, epoch);
     }
 }
 
-/// Returns false if it was stopped before the end.
-fn compact(state: &State, revision: i64, pace: Pace) -> bool {
+/// Returns false if it was stopped before the end. It gives up when the state is replaced.
+fn compact(state: &State, revision: i64, epoch: u64, pace: Pace) -> bool {
     let mut doomed = Doomed::new();
     let mut after: Option<Box<[u8]>> = None;
     loop {
-        after = state.index.write().compact(revision, after.as_deref(), STEP, &mut doomed);
+        let persister = {
+            let mut index = state.index.write();
+            if state.compaction.epoch() != epoch {
+                return true;
+            }
+            after = index.compact(revision, after.as_deref(), STEP, &mut doomed);
+            // The one that holds the rows of this very index.
+            state.persister()
+        };
         let is_last = after.is_none();
         if is_last || doomed.len() >= SORTED_ROWS {
             doomed.sort_unstable();
-            if !hand_over(state, &doomed, revision, is_last, pace) {
+            if !hand_over(state, &persister, &doomed, (revision, is_last), pace) {
                 return false;
             }
             doomed.clear();
@@ -195,13 +214,13 @@ fn compact(state: &State, revision: i64, pace: Pace) -> bool {
     }
 }
 
-/// Gives sorted rows to the persister, slice by slice; `is_last` ends the compaction. Returns false
-/// if it was stopped on the way.
+/// Gives sorted rows to the persister, slice by slice; `is_last` ends the compaction to `revision`.
+/// Returns false if it was stopped on the way.
 fn hand_over(
     state: &State,
+    persister: &Persister,
     doomed: &[(RevisionKey, bool)],
-    revision: i64,
-    is_last: bool,
+    (revision, is_last): (i64, bool),
     pace: Pace,
 ) -> bool {
     let mut rest = doomed;
@@ -210,7 +229,7 @@ fn hand_over(
         rest = behind;
         let ends = is_last && rest.is_empty();
         count(&state.counters.compacted_rows, slice.len() as u64);
-        state.persister().remove_rows(slice.to_vec(), revision, ends);
+        persister.remove_rows(slice.to_vec(), revision, ends);
         if ends {
             return true;
         }

@@ -42,9 +42,7 @@ pub(crate) fn range(
     if more {
         kvs.truncate(limit);
     }
-    if request.keys_only {
-        kvs.iter_mut().for_each(|kv| kv.value.clear());
-    }
+    kvs.iter_mut().for_each(|kv| shorten(request, kv));
     check(state, revision)?;
     Ok(RangeResponse { header: None, kvs, more, count })
 }
@@ -95,6 +93,17 @@ fn collect(
         }
     }
     Ok((kvs, Some(seen)))
+}
+
+/// Takes out what a request for keys only does not get. As with etcd 3.7 that includes the lease,
+/// unless the values were looked at for sorting.
+pub(crate) fn shorten(request: &RangeRequest, kv: &mut KeyValue) {
+    if request.keys_only {
+        kv.value.clear();
+        if request.sort_target != SortTarget::Value as i32 {
+            kv.lease = 0;
+        }
+    }
 }
 
 /// Whether any revision filter is on.

@@ -13,9 +13,11 @@ use tokio::sync::watch;
 
 use super::compact::Compaction;
 use super::index::Index;
+use crate::chain::Chains;
 use crate::feed::Feed;
 use crate::lease::Leases;
-use crate::persist::Persister;
+use crate::log::Durable;
+use crate::persist::{PersistConfig, Persister, Place};
 use crate::types::{Fatal, LogId};
 
 /// Why a read or a command stopped.
@@ -48,9 +50,18 @@ pub(crate) struct State {
     pub(crate) compaction: Compaction,
     pub(crate) persister: RwLock<Arc<Persister>>,
     pub(crate) applied: RwLock<LogId>,
+    pub(crate) chains: RwLock<Chains>,
     /// Moves when a lease is granted or revoked.
     pub(crate) lease_moves: watch::Sender<u64>,
     pub(crate) counters: Counters,
+    pub(crate) home: Home,
+}
+
+/// Where and how the state is kept: what it takes to put another one into its place.
+pub(crate) struct Home {
+    pub(crate) place: Place,
+    pub(crate) persist: PersistConfig,
+    pub(crate) durable: Durable,
 }
 
 impl State {

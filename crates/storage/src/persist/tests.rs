@@ -23,8 +23,9 @@ fn start(backend: &FaultyBackend, config: PersistConfig, durable: Durable) -> Pe
         applied: LogId::default(),
         revision: 1,
         tally: Tally::default(),
+        chain: Chain::default(),
         scheduled: -1,
-        finished: -1,
+        signals: Signals::new(LogId::default(), -1),
         generation_dir: None,
     };
     Persister::start(Box::new(backend.clone()), config, durable, at).expect("threads start")
@@ -39,6 +40,11 @@ fn row(main: i64, sub: i64, tombstone: bool) -> Row {
     Row { key: RevisionKey { main, sub }, tombstone, kv }
 }
 
+/// Some chain after entry `index`.
+fn chain(index: u64) -> Chain {
+    Chain { hash: index * 31, since: 0 }
+}
+
 /// What entry `index` changes: rows of one revision, and now and then tables.
 fn delta(index: u64) -> Delta {
     let main = index.cast_signed() + 1;
@@ -51,7 +57,7 @@ fn delta(index: u64) -> Delta {
         3 => meta.push(MetaChange::AlarmRemove(AlarmMember { member_id: 1, alarm: 1 })),
         _ => {}
     }
-    Delta { id: LogId { term: 1, index }, rows, meta, bytes: 100 }
+    Delta { id: LogId { term: 1, index }, rows, meta, chain: chain(index), bytes: 100 }
 }
 
 type Content = BTreeMap<Vec<u8>, Bytes>;
@@ -86,7 +92,9 @@ fn open_image(image: &Image) -> (u64, Content) {
         }
     }
     assert_eq!(tally, tables.tally, "rows and tally move together");
-    for (key, _) in keys::encode_checkpoint(LogId::default(), Tally::default()) {
+    let index = tables.applied.index;
+    assert_eq!(tables.chain.unwrap_or_default(), chain(index), "chain and position too");
+    for (key, _) in keys::encode_checkpoint(LogId::default(), Chain::default(), Tally::default()) {
         content.remove(&key);
     }
     (tables.applied.index, content)
@@ -322,8 +330,9 @@ fn a_compaction_that_loses_power_anywhere_is_carried_out_again() {
             applied: tables.applied,
             revision: 41,
             tally: tables.tally,
+            chain: tables.chain.unwrap_or_default(),
             scheduled: tables.scheduled_compaction.unwrap_or(-1),
-            finished: tables.finished_compaction.unwrap_or(-1),
+            signals: Signals::new(tables.applied, tables.finished_compaction.unwrap_or(-1)),
             generation_dir: None,
         };
         let persister = Persister::start(Box::new(revived.clone()), config(3000), log.clone(), at);

@@ -8,8 +8,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{CHECKPOINT_SAMPLES, CutRequest, DurableLog, PersistConfig, Shared, Slice, Start};
-use super::{cost, die};
+use super::{CHECKPOINT_SAMPLES, CutRequest, DurableLog, PersistConfig, Shared, Signals, Slice};
+use super::{Start, cost, die};
+use crate::chain::Chain;
 use crate::engine::{Backend, EngineError};
 use crate::keys::{self, Pair, Tables, Tally};
 use crate::recover;
@@ -38,6 +39,7 @@ pub(super) struct Writer<D> {
     /// Newest revision written.
     revision: i64,
     tally: Tally,
+    chain: Chain,
     /// Newest compaction that was written to be in force.
     scheduled: i64,
     dirty_bytes: u64,
@@ -73,6 +75,7 @@ impl<D: DurableLog> Writer<D> {
             applied: at.applied,
             revision: at.revision,
             tally: at.tally,
+            chain: at.chain,
             scheduled: at.scheduled,
             dirty_bytes: 0,
             dirty_since: None,
@@ -128,6 +131,10 @@ impl<D: DurableLog> Writer<D> {
         loop {
             if queue.is_stopping && queue.deltas.is_empty() {
                 return Task::Stop;
+            }
+            if queue.is_retired {
+                self.shared.work.wait(&mut queue);
+                continue;
             }
             if !queue.rewrites.is_empty() {
                 return Task::Rewrite(std::mem::take(&mut queue.rewrites));
@@ -196,7 +203,9 @@ impl<D: DurableLog> Writer<D> {
             }
         }
         self.write_puts(puts)?;
-        self.applied = deltas.last().map_or(self.applied, |delta| delta.id);
+        if let Some(last) = deltas.last() {
+            (self.applied, self.chain) = (last.id, last.chain);
+        }
         let newest = deltas.iter().rev().find_map(|delta| delta.rows.last());
         self.revision = newest.map_or(self.revision, |row| row.key.main);
         let bytes: usize = deltas.iter().map(cost).sum();
@@ -258,21 +267,30 @@ impl<D: DurableLog> Writer<D> {
                 })?;
             }
         }
-        // The row on disk is that of the last checkpoint.
-        tables.applied = self.applied;
+        // The rows on disk are those of the last checkpoint.
+        (tables.applied, tables.chain) = (self.applied, Some(self.chain));
         Ok(tables)
     }
 
     /// Makes everything written so far durable together with the position that it amounts to.
     fn checkpoint(&mut self) -> Result<(), EngineError> {
         let begun = Instant::now();
-        let closing = keys::encode_checkpoint(self.applied, self.tally).to_vec();
+        let closing = keys::encode_checkpoint(self.applied, self.chain, self.tally).to_vec();
         self.backend().write(closing)?;
         self.backend().flush()?;
         (self.dirty_bytes, self.dirty_since) = (0, None);
-        self.shared.durable_applied.send_replace(self.applied);
+        let applied = self.applied;
+        self.announce(|signals| signals.durable_applied.send_replace(applied));
         self.record(begun.elapsed());
         Ok(())
+    }
+
+    /// Tells those who wait, unless a successor has the word.
+    fn announce<T>(&self, tell: impl FnOnce(&Signals) -> T) {
+        let queue = self.shared.queue.lock();
+        if !queue.is_retired {
+            tell(&self.shared.signals);
+        }
     }
 
     fn record(&self, duration: Duration) {
@@ -308,7 +326,7 @@ impl<D: DurableLog> Writer<D> {
         self.held_bytes = self.held_bytes.saturating_sub(bytes);
         if slice.last {
             self.checkpoint()?;
-            self.shared.finished_compaction.send_replace(slice.revision);
+            self.announce(|signals| signals.finished_compaction.send_replace(slice.revision));
         } else {
             self.checkpoint_if_due()?;
         }
@@ -348,6 +366,8 @@ impl<D: DurableLog> Writer<D> {
     fn rewrite(&mut self) -> Result<bool, EngineError> {
         self.checkpoint()?;
         let Some(place) = self.config.place.clone() else { return Ok(false) };
+        // While another state is received this one is not worth the work.
+        let Some(_claim) = place.claim() else { return Ok(false) };
         let fresh = recover::rewrite(&place, self.backend())?;
         let Some((dir, fresh)) = fresh else { return Ok(false) };
         let give = self.shared.reads.pause();
@@ -359,13 +379,12 @@ impl<D: DurableLog> Writer<D> {
         recover::remove_other_generations(&place);
         // A reader that is gone leaves with the process.
         let _ = give.send(Some(reader));
-        // The copy was flushed batch by batch, and all of it is in memory: it is due to be reopened.
-        self.held_bytes = u64::MAX >> 1;
+        self.held_bytes = 0;
         Ok(true)
     }
 
     fn finish(&mut self) -> Result<(), EngineError> {
-        if self.dirty_since.is_some() {
+        if self.dirty_since.is_some() && !self.shared.queue.lock().is_retired {
             self.checkpoint()?;
         }
         // The reader closes first: the writer's handle must be the last.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::keys::Tables;
+use crate::mvcc::state::State;
 use crate::persist::{Hold, Persister};
 use crate::reader::Reader;
 use crate::types::{Fatal, RevisionKey, Row};
@@ -50,7 +51,19 @@ pub(crate) struct CutRows {
 }
 
 impl Cut {
-    pub(crate) fn take(persister: Arc<Persister>) -> Result<Self, Fatal> {
+    /// The state as of everything applied so far.
+    pub(crate) fn of(state: &State) -> Result<Self, Fatal> {
+        loop {
+            let persister = state.persister();
+            let cut = Self::take(persister.clone());
+            // Another state may have come into force in between; then that is what is wanted.
+            if cut.is_ok() || Arc::ptr_eq(&persister, &state.persister()) {
+                return cut;
+            }
+        }
+    }
+
+    fn take(persister: Arc<Persister>) -> Result<Self, Fatal> {
         let hold = Arc::new(persister.hold_removals());
         let (tables, revision) = persister.cut()?;
         Ok(Self { tables, revision, rows: CutRows { persister, revision, _hold: hold } })
@@ -95,7 +108,7 @@ impl Reader {
     /// # Errors
     /// The store was shut down.
     pub fn snapshot(&self) -> Result<SnapshotFile, Fatal> {
-        let cut = Cut::take(self.state.persister())?;
+        let cut = Cut::of(&self.state)?;
         let revision = cut.revision;
         let buckets = Buckets::new(&cut.tables);
         let plan = bbolt::Plan::new(&cut.rows, &buckets)?;
