@@ -427,9 +427,9 @@ impl Inner {
         let (seen, room) = (status.clone(), waiters);
         let proposer = Proposer::new(member_id, limits, room, progress.clone(), log.clone(), seen);
         let forwarder = Forwarder::new(peers.clone(), timeout);
-        tokio::spawn(proposer.clone().run(raft.clone(), forwarder.clone()));
-        tokio::spawn(proposer.clone().expire());
         let reads = Reads::new(progress.clone(), status.clone(), timeout);
+        tokio::spawn(proposer.clone().run(raft.clone(), forwarder.clone(), reads.clone()));
+        tokio::spawn(proposer.clone().expire());
         tokio::spawn(reads.clone().run(raft.clone(), forwarder.clone()));
         let members = Members::new(raft.clone(), reader.clone(), peers.clone(), timeout);
         tokio::spawn(members.clone().promote_new_voters(status.clone()));

@@ -150,11 +150,14 @@ impl Peer for PeerService {
             // The asking member is gone if it was canceled.
             drop(sender.send(result));
         });
-        self.raft.client_write_ff(Commands(batch), Some(answer)).await.map_err(stopped)?;
-        let outcome = match receiver.await.map_err(stopped)? {
-            Ok(_) => Outcome::Applied,
-            Err(ClientWriteError::ForwardToLeader(_)) => Outcome::NotLeader,
-            Err(_) => Outcome::Unknown,
+        let outcome = match self.raft.client_write_ff(Commands(batch), Some(answer)).await {
+            // Consensus has ended and took nothing.
+            Err(_) => Outcome::NotLeader,
+            Ok(()) => match receiver.await {
+                Ok(Ok(_)) => Outcome::Applied,
+                Ok(Err(ClientWriteError::ForwardToLeader(_))) => Outcome::NotLeader,
+                Ok(Err(_)) | Err(_) => Outcome::Unknown,
+            },
         };
         Ok(self.peers.answer(ForwardReply { outcome: outcome.into() }))
     }

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::forward::{Forwarded, Forwarder};
 use crate::progress::Progress;
+use crate::reads::Reads;
 use crate::status::Status;
 use crate::types::{Answer, Commands, Raft, TypeConfig};
 use crate::waiters::Waiters;
@@ -217,7 +218,12 @@ impl Proposer {
     }
 
     /// Packs commands into entries until [`Proposer::close`].
-    pub(crate) async fn run(self: Arc<Self>, raft: Raft, forwarder: Forwarder) {
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        raft: Raft,
+        forwarder: Forwarder,
+        reads: Arc<Reads>,
+    ) {
         let window = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT));
         let mut status = self.status.clone();
         loop {
@@ -248,7 +254,7 @@ impl Proposer {
                 (status.leader, status.is_leader)
             };
             match leader {
-                Some(leader) if !is_leader => self.forward(&forwarder, leader, batch, permit),
+                Some(leader) if !is_leader => self.forward(&forwarder, &reads, leader, batch, permit),
                 _ => self.send(&raft, batch, permit).await,
             }
         }
@@ -258,6 +264,7 @@ impl Proposer {
     fn forward(
         self: &Arc<Self>,
         forwarder: &Forwarder,
+        reads: &Arc<Reads>,
         leader: u64,
         batch: Vec<Queued>,
         permit: OwnedSemaphorePermit,
@@ -265,19 +272,33 @@ impl Proposer {
         let bytes: usize = batch.iter().map(|queued| queued.bytes).sum();
         let batch = Batch { commands: batch.into_iter().map(|queued| queued.command).collect() };
         let encoded = batch.encode_to_vec().into();
-        let (proposer, forwarder) = (self.clone(), forwarder.clone());
+        let (proposer, forwarder, reads) = (self.clone(), forwarder.clone(), reads.clone());
         tokio::spawn(async move {
             let outcome = forwarder.batch(leader, encoded).await;
             proposer.bytes_in_flight.fetch_sub(bytes, Ordering::Relaxed);
             let ids = batch.commands.iter().map(|command| command.request_id);
             match outcome {
-                // Unknown: it may still be applied here and answer the callers; else they time out.
-                Forwarded::Applied | Forwarded::Unknown => {}
+                // The local apply answers the callers.
+                Forwarded::Applied => {}
+                Forwarded::Unknown => {
+                    drop(permit);
+                    let ids: Vec<u64> = ids.collect();
+                    return proposer.give_up(&reads, &ids).await;
+                }
                 Forwarded::Busy => proposer.waiters.fail(ids, Error::TooManyRequests),
                 Forwarded::Refused => proposer.take_back(batch),
             }
             drop(permit);
         });
+    }
+
+    /// The leader is gone and with it, perhaps, what it was given. Whatever it had made durable on a
+    /// quorum is applied here after the next barrier; who still waits then is told that the outcome is
+    /// unknown, rather than left to time out.
+    async fn give_up(&self, reads: &Reads, ids: &[u64]) {
+        if reads.barrier().await.is_ok() {
+            self.waiters.fail(ids.iter().copied(), Error::TimeoutLeaderFailure);
+        }
     }
 
     /// Room for a batch that a follower sends; `None` = it is to be turned away. Dropping it gives the

@@ -251,7 +251,8 @@ async fn members_come_and_go() {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), promoting).await.expect("within 30 s");
-    assert!(!joined.reader.members().iter().any(|member| member.is_learner));
+    let is_voter = || !joined.reader.members().iter().any(|member| member.is_learner);
+    eventually(|| is_voter().then_some(())).await;
     let named = joined.reader.members().into_iter().find(|member| member.id == id);
     assert_eq!(named.expect("it is listed").name, "d", "a change keeps what was published");
     members.push(joined);
