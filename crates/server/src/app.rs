@@ -7,8 +7,10 @@ use kelson_raft::Node;
 use kelson_storage::Reader;
 use tokio::sync::watch;
 
+use crate::housekeeping::probe::Probes;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::metrics::peers::TrafficByUrl;
 
 /// The running member as seen by the services.
 #[derive(Clone)]
@@ -23,4 +25,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Becomes true when the process begins to end: streams should end then.
     pub stopping: watch::Receiver<bool>,
+    /// Who of the other members is connected.
+    pub probes: Arc<Probes>,
+    /// Bytes of the connections to other members.
+    pub traffic: TrafficByUrl,
 }

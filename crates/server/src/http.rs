@@ -167,6 +167,9 @@ impl Shared {
         if method != Method::GET && method != Method::HEAD {
             return method_not_allowed();
         }
+        if let Some(app) = self.app.get() {
+            self.metrics.peers.refresh(app);
+        }
         // Sources first: some of them move metrics of the registry.
         let found = sources::collect(self.app.get(), &self.gates);
         let text = self.metrics.render(found);

@@ -4,6 +4,8 @@
 
 pub mod app;
 pub mod config;
+pub mod dial;
+pub mod discovery;
 pub mod grpc_layer;
 pub mod header;
 pub mod housekeeping;
@@ -13,7 +15,9 @@ pub mod listen;
 pub mod logging;
 pub mod metrics;
 pub mod notify;
+pub mod peer_layer;
 pub mod peer_urls;
+pub mod ping_guard;
 pub mod serve;
 pub mod services;
 pub mod shutdown;

@@ -23,6 +23,8 @@ pub struct Limits {
     pub quota_backend_bytes: i64,
     /// How long one proposal or linearizable read may take before `request timed out`.
     pub request_timeout: Duration,
+    /// Time between two heartbeats of the leader.
+    pub heartbeat: Duration,
     /// Time without a leader before an election; streams that require a leader end after three.
     pub election_timeout: Duration,
     /// Shortest lease that is granted; shorter ones are raised to it. Unit: seconds.
@@ -79,6 +81,7 @@ impl Default for Limits {
             max_txn_ops: 128,
             quota_backend_bytes: DEFAULT_QUOTA_BYTES,
             request_timeout: request_timeout(Duration::from_millis(1000)),
+            heartbeat: Duration::from_millis(100),
             election_timeout: Duration::from_millis(1000),
             min_lease_ttl: min_lease_ttl(Duration::from_millis(100), Duration::from_millis(1000)),
             progress_notify_interval: Duration::from_secs(600),

@@ -21,8 +21,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::config::{Config, Url};
+use crate::ping_guard::PingGuard;
 use crate::shutdown::Shutdown;
 use crate::tls::Acceptor;
 
@@ -67,6 +69,10 @@ pub struct ConnectionRules {
     max_concurrent_streams: u32,
     keepalive_interval: Option<Duration>,
     keepalive_timeout: Duration,
+    /// Least time between pings of a client; `None` lets them ping as they like.
+    ping_min_time: Option<Duration>,
+    /// Refuse certificates that are not for the address they come from.
+    checks_addresses: bool,
 }
 
 impl ConnectionRules {
@@ -80,7 +86,21 @@ impl ConnectionRules {
             max_concurrent_streams: config.max_concurrent_streams,
             keepalive_interval: is_on.then_some(interval),
             keepalive_timeout: timeout,
+            ping_min_time: Some(config.grpc_keepalive_min_time),
+            checks_addresses: false,
         }
+    }
+
+    /// The same rules for listeners that serve no gRPC: their clients may ping as they like.
+    #[must_use]
+    pub fn without_ping_limit(&self) -> Self {
+        Self { ping_min_time: None, ..self.clone() }
+    }
+
+    /// The same rules, and certificates must be for the address that they come from.
+    #[must_use]
+    pub fn checking_addresses(&self) -> Self {
+        Self { checks_addresses: true, ..self.clone() }
     }
 
     fn builder(&self) -> auto::Builder<TokioExecutor> {
@@ -198,6 +218,8 @@ impl Listener {
                 builder: Arc::clone(&builder),
                 handshakes: Arc::clone(&handshakes),
                 tls: self.tls.clone(),
+                ping_min_time: rules.ping_min_time,
+                checks_addresses: rules.checks_addresses,
                 shutdown: shutdown.clone(),
                 handler: handler.clone(),
                 _permit: permit,
@@ -254,6 +276,8 @@ struct Connection<H> {
     builder: Arc<auto::Builder<TokioExecutor>>,
     handshakes: Arc<Semaphore>,
     tls: Option<Arc<Acceptor>>,
+    ping_min_time: Option<Duration>,
+    checks_addresses: bool,
     shutdown: Shutdown,
     handler: H,
     /// Given back when the connection ends.
@@ -266,7 +290,8 @@ where
     F: Future<Output = HttpResponse> + Send + 'static,
 {
     async fn run(self, stream: Stream) {
-        let peer = stream.peer();
+        let _open = self.shutdown.connection();
+        let (peer, address) = (stream.peer(), stream.address());
         let Some(tls) = &self.tls else {
             return self.serve(stream).await;
         };
@@ -276,7 +301,12 @@ where
             TlsAcceptor::from(tls.current()).accept(stream).await
         };
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => self.serve(stream).await,
+            Ok(Ok(stream)) => match self.check(&stream, address).await {
+                Ok(()) => self.serve(stream).await,
+                Err(error) => {
+                    tracing::warn!("remote-addr" = peer, error, "rejected connection");
+                }
+            },
             Ok(Err(error)) => {
                 tracing::warn!("remote-addr" = peer, %error, "rejected connection");
             }
@@ -287,7 +317,32 @@ where
         }
     }
 
+    /// Checks a shown certificate against where it comes from.
+    async fn check(
+        &self,
+        stream: &TlsStream<Stream>,
+        address: Option<SocketAddr>,
+    ) -> Result<(), String> {
+        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        match (shown, address) {
+            (Some(certificate), Some(address)) if self.checks_addresses => {
+                crate::tls::check_address(certificate, address.ip()).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn serve<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match self.ping_min_time {
+            Some(min_time) => self.serve_on(PingGuard::new(stream, min_time)).await,
+            None => self.serve_on(stream).await,
+        }
+    }
+
+    async fn serve_on<S>(&self, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -330,6 +385,14 @@ impl Stream {
             tracing::debug!(%error, "cannot set options of a connection");
         }
         Self::Tcp(stream)
+    }
+
+    /// Where it comes from; nowhere for a local socket.
+    fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Unix(_) => None,
+        }
     }
 
     fn peer(&self) -> String {

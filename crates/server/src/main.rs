@@ -89,9 +89,12 @@ fn run(Loaded { config, notices }: Loaded) -> ExitCode {
     };
     let ended = runtime.block_on(async { tokio::spawn(serve::run(config)).await });
     match ended {
-        Ok(Ok(asked)) => {
+        Ok(Ok(end)) => {
             runtime.shutdown_background();
-            asked.die()
+            match end {
+                serve::End::Asked(asked) => asked.die(),
+                serve::End::Removed => ExitCode::SUCCESS,
+            }
         }
         Ok(Err(error)) => {
             tracing::error!(%error, "cannot start the member");

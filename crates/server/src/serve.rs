@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use http::Request;
 use hyper::body::Incoming;
 use kelson_api::command::{MemberPublish, command::Op};
@@ -15,11 +16,16 @@ use tonic::Status;
 
 use crate::app::App;
 use crate::config::{Config, TlsSettings, Url};
+use crate::dial::Dial;
+use crate::discovery::{self, DiscoveryError, dns::Resolver};
 use crate::grpc_layer::GrpcService;
+use crate::housekeeping::corruption::{self, Inconsistent};
 use crate::housekeeping::{self, Housekeeping};
 use crate::http::{HttpService, Surface};
 use crate::listen::{ConnectionLimit, ConnectionRules, Listener};
 use crate::metrics::Metrics;
+use crate::metrics::peers::TrafficByUrl;
+use crate::peer_layer::PeerService;
 use crate::shutdown::{Asked, Shutdown, Signals};
 use crate::tls::{Acceptor, TlsError, ensure_self_signed};
 use crate::version::{ETCD_VERSION, KELSON_VERSION};
@@ -51,35 +57,63 @@ pub enum ServeError {
     /// The member cannot start.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// The members of the cluster to be founded cannot be found.
+    #[error(transparent)]
+    Discovery(#[from] DiscoveryError),
+    /// This member's data are not those of the others.
+    #[error(transparent)]
+    Inconsistent(#[from] Inconsistent),
     /// The system refuses a signal handler.
     #[error("cannot handle signals: {0}")]
     Signals(std::io::Error),
 }
 
-/// Runs the member until a signal asks for its end, and returns that signal. Everything is down
-/// and on disk when it returns.
+/// Why the process ends although nothing went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A signal asked for it.
+    Asked(Asked),
+    /// The cluster has removed this member for good.
+    Removed,
+}
+
+/// Runs the member until a signal asks for its end or the cluster removes it. Everything is down and
+/// on disk when it returns.
 ///
 /// # Errors
 /// Nothing is served and nothing is left running.
-pub async fn run(mut config: Config) -> Result<Asked, ServeError> {
+pub async fn run(mut config: Config) -> Result<End, ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signals)?;
     announce(&config);
     make_self_signed(&mut config)?;
+    let traffic = TrafficByUrl::default();
+    let dial = Dial::new(&config, &config.peer_tls)?.counting(traffic.clone());
     let server = Server::start(&config)?;
-    let member = tokio::select! {
-        started = server.start_member(&config) => started?,
-        asked = signals.asked() => {
-            tracing::info!(signal = asked.name(), "received signal; shutting down");
-            server.stop(None).await;
-            return Ok(asked);
+    let started = tokio::select! {
+        started = server.start_member(&config, &dial, traffic) => Ok(started?),
+        asked = signals.asked() => Err(asked),
+    };
+    let member = match started {
+        Ok(member) => member,
+        Err(asked) => {
+            server.stop(None, End::Asked(asked)).await;
+            return Ok(End::Asked(asked));
         }
     };
-    let publish = tokio::spawn(publish(member.app.clone(), config));
-    let asked = signals.asked().await;
-    tracing::info!(signal = asked.name(), "received signal; shutting down");
-    publish.abort();
-    server.stop(Some(member)).await;
-    Ok(asked)
+    let mut removed = member.app.node.removed();
+    // Its sender lives as long as the member.
+    let removed = async move { drop(removed.wait_for(|removed| *removed).await) };
+    let served = tokio::select! {
+        error = server.serve_member(&member, &config) => Err(error),
+        asked = signals.asked() => Ok(End::Asked(asked)),
+        () = removed => Ok(End::Removed),
+    };
+    let end = match &served {
+        Ok(end) => *end,
+        Err(_) => End::Asked(Asked::Terminate),
+    };
+    server.stop(Some(member), end).await;
+    served
 }
 
 /// Tells the log who starts, with the settings that explain most reports.
@@ -127,14 +161,19 @@ fn texts(urls: &[Url]) -> Vec<String> {
 /// Listeners being served and what they share. Connections are taken from the beginning, so that
 /// clients see a living member while it reads its data; gRPC calls wait until it has.
 struct Server {
-    /// Holds the services once the member runs.
+    /// Holds the services once the member may serve clients.
     grpc: watch::Sender<Option<GrpcService>>,
+    /// Holds what other members are answered with, as soon as the member runs.
+    peer_grpc: watch::Sender<Option<PeerService>>,
     app: Arc<OnceLock<App>>,
     http: HttpService,
     rules: ConnectionRules,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
     tasks: JoinSet<()>,
+    /// The listeners of other members end last: what clients still wait for needs them.
+    peer_shutdown: Shutdown,
+    peer_tasks: JoinSet<()>,
     /// Client addresses and whether they are encrypted, for the log.
     client_addresses: Vec<(String, bool)>,
 }
@@ -185,10 +224,10 @@ impl Server {
             server.serve_clients(listener, ClientRole::HttpOnly, &limit);
         }
         for listener in metrics_listeners {
-            server.serve_http(listener, Surface::Metrics);
+            server.serve_metrics(listener);
         }
         for listener in peers {
-            server.serve_http(listener, Surface::Peer);
+            server.serve_peers(listener, !config.peer_tls.skip_client_san_verification);
         }
         Ok(server)
     }
@@ -198,12 +237,15 @@ impl Server {
         let app = Arc::new(OnceLock::new());
         Self {
             grpc: watch::Sender::new(None),
+            peer_grpc: watch::Sender::new(None),
             http: HttpService::new(config, Arc::clone(&metrics), Arc::clone(&app)),
             app,
             rules: ConnectionRules::new(config),
             metrics,
             shutdown: Shutdown::default(),
             tasks: JoinSet::new(),
+            peer_shutdown: Shutdown::default(),
+            peer_tasks: JoinSet::new(),
             client_addresses: Vec::new(),
         }
     }
@@ -238,34 +280,81 @@ impl Server {
         self.tasks.spawn(listener.serve(rules, limit, self.shutdown.clone(), handler));
     }
 
-    fn serve_http(&mut self, listener: Listener, surface: Surface) {
+    fn serve_metrics(&mut self, listener: Listener) {
         let http = self.http.clone();
         let handler = move |request: Request<Incoming>| {
             let http = http.clone();
-            async move { http.call(surface, &request).await }
+            async move { http.call(Surface::Metrics, &request).await }
         };
-        let rules = self.rules.clone();
+        let rules = self.rules.without_ping_limit();
         self.tasks.spawn(listener.serve(rules, None, self.shutdown.clone(), handler));
     }
 
-    /// Opens the data and waits until the member has caught up with its own log; then lets gRPC
-    /// calls through.
-    async fn start_member(&self, config: &Config) -> Result<Member, ServeError> {
-        let (node, reader) = Node::start(node_config(config)?).await?;
+    fn serve_peers(&mut self, listener: Listener, checks_addresses: bool) {
+        let (http, grpc) = (self.http.clone(), self.peer_grpc.subscribe());
+        let handler = move |request: Request<Incoming>| {
+            let http = http.clone();
+            let is_grpc = GrpcService::is_grpc(&request);
+            let service = is_grpc.then(|| grpc.borrow().clone());
+            async move {
+                match service {
+                    None => http.call(Surface::Peer, &request).await,
+                    Some(Some(service)) => service.call(request).await,
+                    Some(None) => Status::unavailable("the member is starting").into_http(),
+                }
+            }
+        };
+        let mut rules = self.rules.without_ping_limit();
+        if checks_addresses {
+            rules = rules.checking_addresses();
+        }
+        let shutdown = self.peer_shutdown.clone();
+        self.peer_tasks.spawn(listener.serve(rules, None, shutdown, handler));
+    }
+
+    /// Opens the data, or finds the cluster to join or found, and starts to answer other members.
+    async fn start_member(
+        &self,
+        config: &Config,
+        dial: &Dial,
+        traffic: TrafficByUrl,
+    ) -> Result<Member, ServeError> {
+        let (node, reader) = Node::start(node_config(config, dial).await?).await?;
         let app = App {
             node,
             reader,
             limits: Arc::new(config.limits()),
             metrics: Arc::clone(&self.metrics),
             stopping: self.shutdown.stopping(),
+            probes: Arc::default(),
+            traffic,
         };
-        let housekeeping = housekeeping::start(&app);
-        let routes = services::routes(&app, housekeeping.lessor());
+        let housekeeping = housekeeping::start(&app, &housekeeping::Checks::new(config));
+        let routes = app.node.peer_routes();
+        let routes = routes.add_service(services::side::server(&app, housekeeping.lessor()));
+        self.peer_grpc.send_replace(Some(PeerService::new(routes, &app)));
+        // A server starts one member, so this is the first and only value.
+        let _is_first = self.app.set(app.clone());
+        Ok(Member { app, housekeeping })
+    }
+
+    /// Lets gRPC calls of clients through once the member has caught up with its cluster, tells the
+    /// cluster about it, and then waits for ever. Returns only why it must not serve.
+    async fn serve_member(&self, member: &Member, config: &Config) -> ServeError {
+        let app = &member.app;
+        if app.node.ready().await.is_err() {
+            // Only a member that was stopped is never ready.
+            return std::future::pending().await;
+        }
+        if config.feature_gates.enabled("InitialCorruptCheck")
+            && let Err(error) = corruption::check_at_start(app).await
+        {
+            return error.into();
+        }
+        let routes = services::routes(app, member.housekeeping.lessor());
         let slow = app.limits.warning_unary_request_duration;
         let metrics = Arc::clone(&self.metrics);
         let grpc = GrpcService::new(routes, metrics, self.shutdown.clone(), slow);
-        // A server starts one member, so this is the first and only value.
-        let _is_first = self.app.set(app.clone());
         self.grpc.send_replace(Some(grpc));
         tracing::info!("ready to serve client requests");
         for (address, is_tls) in &self.client_addresses {
@@ -278,12 +367,27 @@ impl Server {
                 );
             }
         }
-        Ok(Member { app, housekeeping })
+        publish(app, config).await;
+        std::future::pending().await
     }
 
-    /// Takes everything down: no new requests, those in flight end, connections close,
-    /// housekeeping stops, and the member hands over and writes its last checkpoint.
-    async fn stop(mut self, member: Option<Member>) {
+    /// Takes everything down: leadership goes first, so that the cluster need not wait for an
+    /// election; no new requests, those in flight end, connections close; housekeeping stops, and
+    /// the member writes its last checkpoint. Other members are answered until it has.
+    async fn stop(mut self, member: Option<Member>, end: End) {
+        match end {
+            End::Asked(asked) => {
+                tracing::info!(signal = asked.name(), "received signal; shutting down");
+            }
+            End::Removed => {
+                let error = "the member has been permanently removed from the cluster";
+                tracing::warn!(error, "server error");
+                tracing::warn!("data-dir used by this member must be removed");
+            }
+        }
+        if let Some(Member { app, .. }) = &member {
+            hand_over(app).await;
+        }
         self.shutdown.ask();
         self.shutdown.drained().await;
         tokio::time::sleep(FLUSH_TIME).await;
@@ -291,49 +395,83 @@ impl Server {
         while self.tasks.join_next().await.is_some() {}
         if let Some(Member { app, housekeeping }) = member {
             housekeeping.stop().await;
-            hand_over(&app.node).await;
             app.node.shutdown().await;
         }
+        self.peer_shutdown.ask();
+        self.peer_shutdown.close();
+        while self.peer_tasks.join_next().await.is_some() {}
         tracing::info!("closed etcd server");
     }
 }
 
+/// The first members by the flags; nobody if the data directory knows already.
+async fn first_members(config: &Config) -> Result<discovery::Members, ServeError> {
+    if config.has_data() {
+        // Names and URLs of the flags no longer count, but must still be readable.
+        return config.cluster_members().map_err(ServeError::Settings);
+    }
+    if !config.discovery_endpoints.is_empty() {
+        return Ok(discovery::service::discover(config).await?);
+    }
+    if !config.discovery_srv.is_empty() {
+        let resolver = Resolver::from_system()
+            .map_err(|error| DiscoveryError(format!("cannot read /etc/resolv.conf: {error}")))?;
+        return Ok(discovery::srv::discover(config, &resolver).await?);
+    }
+    config.cluster_members().map_err(ServeError::Settings)
+}
+
 /// The member's own settings.
-fn node_config(config: &Config) -> Result<NodeConfig, ServeError> {
+async fn node_config(config: &Config, dial: &Dial) -> Result<NodeConfig, ServeError> {
     let mut storage = kelson_storage::Options::new(&config.data_dir);
     let limits = config.limits();
     storage.compaction_batch_limit = limits.compaction_batch_limit;
     storage.compaction_sleep = limits.compaction_sleep_interval;
+    storage.slow_apply = limits.warning_apply_duration;
     if !config.backend_batch_interval.is_zero() {
         storage.checkpoint_interval = config.backend_batch_interval;
     }
+    let initial_cluster = first_members(config).await?;
+    let advertise_peer_urls = if config.has_data() {
+        texts(&config.initial_advertise_peer_urls)
+    } else {
+        config.own_peer_urls(&initial_cluster).map_err(ServeError::Settings)?
+    };
+    // As in etcd, discovery makes a cluster's ids its own by the token of the discovery.
+    let token = match config.discovery_token.as_str() {
+        "" => &config.initial_cluster_token,
+        token => token,
+    };
     Ok(NodeConfig {
         name: config.name.clone(),
         data_dir: config.data_dir.clone().into(),
-        initial_cluster: config.cluster_members().map_err(ServeError::Settings)?,
-        initial_cluster_token: config.initial_cluster_token.clone(),
-        advertise_peer_urls: texts(&config.initial_advertise_peer_urls),
+        initial_cluster,
+        initial_cluster_token: token.to_owned(),
+        advertise_peer_urls,
         initial_state_existing: config.initial_cluster_state == "existing",
         heartbeat: config.heartbeat(),
         election: config.election(),
         unsafe_no_fsync: config.unsafe_no_fsync,
         max_request_bytes: config.max_request_bytes,
         snapshot_catchup_entries: config.snapshot_catchup_entries,
+        force_new_cluster: config.force_new_cluster,
+        connect: dial.connector(),
         storage,
     })
 }
 
 /// Tells the cluster this member's name and client URLs, then the service manager that it is
 /// ready. Repeats until it succeeds.
-async fn publish(app: App, config: Config) {
+async fn publish(app: &App, config: &Config) {
     let id = app.node.status().member_id;
     let client_urls = texts(&config.advertise_client_urls);
+    let storage_uuid = Bytes::copy_from_slice(&app.node.storage_uuid());
     loop {
         let message = MemberPublish {
             id,
             name: config.name.clone(),
             client_urls: client_urls.clone(),
-            ..Default::default()
+            storage_uuid: storage_uuid.clone(),
         };
         match app.node.propose(Op::MemberPublish(message)).await {
             Ok(outcome) if outcome.result.is_ok() => break,
@@ -353,18 +491,32 @@ async fn publish(app: App, config: Config) {
     }
 }
 
-/// Hands leadership to another voter, if there is one, so that the cluster need not wait for an
-/// election.
-async fn hand_over(node: &Node) {
-    let status = node.status();
+/// Hands leadership to the connected voter that has most of the log, if this member leads and there
+/// is one; to the next if that does not take it.
+async fn hand_over(app: &App) {
+    let status = app.node.status();
     if !status.is_leader {
         return;
     }
-    let voters = node.reader().members().into_iter().filter(|member| !member.is_learner);
-    let Some(target) = voters.map(|member| member.id).find(|id| *id != status.member_id) else {
-        return;
-    };
-    if let Err(error) = node.move_leader(target).await {
-        tracing::warn!(%error, "cannot hand over leadership before stopping");
+    let matched = app.node.matched();
+    let others = app.node.voters().into_iter().filter(|id| *id != status.member_id);
+    let mut others: Vec<u64> =
+        others.filter(|id| app.probes.active_since(*id).is_some()).collect();
+    others.sort_by_key(|id| std::cmp::Reverse(matched.get(id).copied().unwrap_or(0)));
+    for target in others {
+        let target_id = format!("{target:x}");
+        match app.node.move_leader(target).await {
+            Ok(()) => {
+                tracing::info!("transferee-member-id" = target_id, "leadership transfer finished");
+                return;
+            }
+            // Somebody else leads: that is as good.
+            Err(kelson_api::Error::NotLeader) => return,
+            Err(error) => tracing::warn!(
+                "transferee-member-id" = target_id,
+                %error,
+                "leadership transfer failed"
+            ),
+        }
     }
 }

@@ -12,6 +12,9 @@ use tokio::sync::{Notify, watch};
 /// take, so what still runs after it is stuck or a stream.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(7);
 
+/// Longest wait for clients to close connections on which nothing is in flight any more.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Listens for SIGTERM and SIGINT.
 pub struct Signals {
     terminate: Signal,
@@ -83,6 +86,7 @@ pub struct Shutdown {
     stage: watch::Sender<Stage>,
     stopping: watch::Sender<bool>,
     in_flight: Arc<InFlight>,
+    connections: Arc<InFlight>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,7 +104,7 @@ struct InFlight {
     idle: Notify,
 }
 
-/// One request that the end waits for; dropping it lets go.
+/// One request or connection that the end waits for; dropping it lets go.
 pub struct RequestGuard {
     in_flight: Arc<InFlight>,
 }
@@ -111,6 +115,7 @@ impl Default for Shutdown {
             stage: watch::Sender::new(Stage::Serving),
             stopping: watch::Sender::new(false),
             in_flight: Arc::default(),
+            connections: Arc::default(),
         }
     }
 }
@@ -158,24 +163,43 @@ impl Shutdown {
     /// Counts a unary request until the guard is dropped.
     #[must_use]
     pub fn request(&self) -> RequestGuard {
-        self.in_flight.count.fetch_add(1, Ordering::SeqCst);
-        RequestGuard { in_flight: Arc::clone(&self.in_flight) }
+        RequestGuard::new(&self.in_flight)
     }
 
-    /// Waits until no unary request is in flight, [`DRAIN_TIMEOUT`] at most.
+    /// Counts a connection until the guard is dropped.
+    #[must_use]
+    pub fn connection(&self) -> RequestGuard {
+        RequestGuard::new(&self.connections)
+    }
+
+    /// Waits until no unary request is in flight, [`DRAIN_TIMEOUT`] at most, and then for clients to
+    /// close the connections that were told to end: one that was cut could have had a request on
+    /// its way that its client must not repeat.
     pub async fn drained(&self) {
-        let idle = async {
-            loop {
-                let notified = self.in_flight.idle.notified();
-                if self.in_flight.count.load(Ordering::SeqCst) == 0 {
-                    return;
-                }
-                notified.await;
-            }
-        };
-        if tokio::time::timeout(DRAIN_TIMEOUT, idle).await.is_err() {
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.in_flight.idle()).await.is_err() {
             tracing::warn!("closing connections although requests are in flight");
         }
+        // Those that do not listen any more are not waited for.
+        let _silent = tokio::time::timeout(FAREWELL_TIMEOUT, self.connections.idle()).await;
+    }
+}
+
+impl InFlight {
+    async fn idle(&self) {
+        loop {
+            let notified = self.idle.notified();
+            if self.count.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
+impl RequestGuard {
+    fn new(in_flight: &Arc<InFlight>) -> Self {
+        in_flight.count.fetch_add(1, Ordering::SeqCst);
+        Self { in_flight: Arc::clone(in_flight) }
     }
 }
 

@@ -1,8 +1,11 @@
 //! TLS of the listeners: certificates that are read again when their files change, client
 //! certificates that must come from a trusted authority and carry allowed names, and the version
 //! and cipher rules of the flags. It accepts no connection itself (see `listen`). Sessions are
-//! never resumed, since a resumed one would skip the checks of names and revocations.
+//! never resumed, since a resumed one would skip the checks of names and revocations. Outgoing
+//! connections have their settings in `dial`.
 
+mod dial;
+mod san;
 mod self_signed;
 mod verify;
 
@@ -19,6 +22,8 @@ use rustls::{ServerConfig, SupportedCipherSuite, SupportedProtocolVersion, versi
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+pub use dial::Dialer;
+pub(crate) use san::check_address;
 pub use self_signed::ensure_self_signed;
 
 use crate::config::{Config, TlsSettings};
@@ -128,20 +133,69 @@ pub fn check_cipher_suites(names: &[String]) -> Result<(), String> {
     Ok(())
 }
 
+/// What the flags allow on any connection.
+#[derive(Clone, Debug)]
+struct Rules {
+    provider: Arc<CryptoProvider>,
+    versions: Vec<&'static SupportedProtocolVersion>,
+}
+
+impl Rules {
+    fn new(config: &Config) -> Self {
+        let mut provider = default_provider();
+        if !config.cipher_suites.is_empty() {
+            warn_about_weak_suites(&config.cipher_suites);
+            let named = |suite: &SupportedCipherSuite| {
+                let mut names = config.cipher_suites.iter();
+                suite.tls13().is_some()
+                    || names.any(|name| SUITES.iter().any(|(n, s)| n == name && s == suite))
+            };
+            provider.cipher_suites.retain(named);
+        }
+        let versions = versions(&config.tls_min_version, &config.tls_max_version);
+        Self { provider: Arc::new(provider), versions }
+    }
+}
+
 /// TLS of one listener; hands out the settings that fit the files of this moment.
 #[derive(Debug)]
 pub struct Acceptor {
     settings: TlsSettings,
-    provider: Arc<CryptoProvider>,
-    versions: Vec<&'static SupportedProtocolVersion>,
-    loaded: Mutex<Loaded>,
+    rules: Rules,
+    loaded: Mutex<Loaded<ServerConfig>>,
 }
 
 /// What the files held when they were last read.
 #[derive(Debug)]
-struct Loaded {
+struct Loaded<C> {
     stamps: Vec<Option<Stamp>>,
-    config: Arc<ServerConfig>,
+    config: Arc<C>,
+}
+
+impl<C> Loaded<C> {
+    /// The settings for the next handshake. When a file has changed, all are read again; should one
+    /// be unusable (half written, or key and certificate of two ages), the old settings go on and
+    /// the next handshake tries again.
+    fn refresh(
+        &mut self,
+        settings: &TlsSettings,
+        read: impl FnOnce() -> Result<C, TlsError>,
+    ) -> Arc<C> {
+        let stamps = stamps(settings);
+        if self.stamps != stamps {
+            match read() {
+                Ok(config) => {
+                    tracing::info!("cert-file" = settings.cert_file, "loaded changed TLS files");
+                    *self = Loaded { stamps, config: Arc::new(config) };
+                }
+                Err(error) => tracing::warn!(
+                    %error,
+                    "cannot load changed TLS files; the previous ones stay in use"
+                ),
+            }
+        }
+        Arc::clone(&self.config)
+    }
 }
 
 /// What tells one content of a file from another without reading it.
@@ -158,47 +212,19 @@ impl Acceptor {
     /// # Errors
     /// Any file that cannot be read or used.
     pub fn new(settings: &TlsSettings, config: &Config) -> Result<Self, TlsError> {
-        let mut provider = default_provider();
-        if !config.cipher_suites.is_empty() {
-            warn_about_weak_suites(&config.cipher_suites);
-            let named = |suite: &SupportedCipherSuite| {
-                let mut names = config.cipher_suites.iter();
-                suite.tls13().is_some()
-                    || names.any(|name| SUITES.iter().any(|(n, s)| n == name && s == suite))
-            };
-            provider.cipher_suites.retain(named);
-        }
-        let provider = Arc::new(provider);
-        let versions = versions(&config.tls_min_version, &config.tls_max_version);
+        let rules = Rules::new(config);
         let stamps = stamps(settings);
-        let server = read(settings, &provider, &versions)?;
+        let server = read(settings, &rules)?;
         let loaded = Mutex::new(Loaded { stamps, config: Arc::new(server) });
-        Ok(Self { settings: settings.clone(), provider, versions, loaded })
+        Ok(Self { settings: settings.clone(), rules, loaded })
     }
 
-    /// The settings for the next handshake. When a file has changed it is read again; should it
-    /// be unusable (half written, or key and certificate of two ages), the old settings go on
-    /// and the next handshake tries again.
+    /// The settings for the next handshake, with changed files read again.
     ///
     /// Reads a few small files at most, so it may be called on an async worker.
     #[must_use]
     pub fn current(&self) -> Arc<ServerConfig> {
-        let stamps = stamps(&self.settings);
-        let mut loaded = self.loaded.lock();
-        if loaded.stamps == stamps {
-            return Arc::clone(&loaded.config);
-        }
-        match read(&self.settings, &self.provider, &self.versions) {
-            Ok(config) => {
-                tracing::info!("cert-file" = self.settings.cert_file, "loaded changed TLS files");
-                *loaded = Loaded { stamps, config: Arc::new(config) };
-            }
-            Err(error) => tracing::warn!(
-                %error,
-                "cannot load changed TLS files; the previous ones stay in use"
-            ),
-        }
-        Arc::clone(&loaded.config)
+        self.loaded.lock().refresh(&self.settings, || read(&self.settings, &self.rules))
     }
 }
 
@@ -222,8 +248,14 @@ fn versions(min: &str, max: &str) -> Vec<&'static SupportedProtocolVersion> {
 }
 
 fn stamps(settings: &TlsSettings) -> Vec<Option<Stamp>> {
-    let files =
-        [&settings.cert_file, &settings.key_file, &settings.trusted_ca_file, &settings.crl_file];
+    let files = [
+        &settings.cert_file,
+        &settings.key_file,
+        &settings.client_cert_file,
+        &settings.client_key_file,
+        &settings.trusted_ca_file,
+        &settings.crl_file,
+    ];
     let stamp = |path: &&String| {
         use std::os::unix::fs::MetadataExt;
         let found = fs::metadata(path).ok()?;
@@ -233,11 +265,8 @@ fn stamps(settings: &TlsSettings) -> Vec<Option<Stamp>> {
 }
 
 /// Builds the settings from the files as they are now.
-fn read(
-    settings: &TlsSettings,
-    provider: &Arc<CryptoProvider>,
-    versions: &[&'static SupportedProtocolVersion],
-) -> Result<ServerConfig, TlsError> {
+fn read(settings: &TlsSettings, rules: &Rules) -> Result<ServerConfig, TlsError> {
+    let Rules { provider, versions } = rules;
     let mismatch = |source| TlsError::Mismatch {
         cert: settings.cert_file.clone(),
         key: settings.key_file.clone(),

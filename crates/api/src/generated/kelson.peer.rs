@@ -294,6 +294,9 @@ pub struct ChainReply {
     pub hash: u64,
     #[prost(uint64, tag = "3")]
     pub applied_index: u64,
+    /// Applied index where the chain began; chains that began elsewhere cannot be compared.
+    #[prost(uint64, tag = "4")]
+    pub since: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VersionRequest {}

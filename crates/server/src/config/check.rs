@@ -2,10 +2,7 @@
 //! file or socket is touched; the only look outside is host name resolution when two lists of
 //! URLs have to be compared.
 
-use std::path::Path;
-
 use super::source::{Failure, Settings};
-use super::url::same_endpoints;
 use super::{Config, TlsSettings, Url, Value};
 use crate::limits::AutoCompaction;
 
@@ -43,7 +40,6 @@ pub(super) fn check(settings: &Settings) -> Result<(), Failure> {
         check_times,
         check_words,
         check_cluster,
-        check_unsupported,
         check_client_tls,
         check_peer_tls,
         check_tls_versions,
@@ -165,45 +161,18 @@ fn check_cluster(config: &Config) -> Result<(), String> {
                     \"discovery-srv\""
             .to_owned());
     }
+    if config.discovery_endpoints.is_empty() != config.discovery_token.is_empty() {
+        return Err("both --discovery-endpoints and --discovery-token need to be set".to_owned());
+    }
     if !sources[0] {
         return Ok(());
     }
-    let cluster = parse_cluster(&config.initial_cluster)?;
+    let members = super::parse_members(&config.initial_cluster)?;
     // A member that has data takes its cluster from them.
-    if Path::new(&config.data_dir).join("member").exists() {
+    if config.has_data() {
         return Ok(());
     }
-    let name = &config.name;
-    let own = cluster.iter().find(|(member, _)| member == name).map(|(_, urls)| urls);
-    let own = own.ok_or_else(|| {
-        format!("couldn't find local name \"{name}\" in the initial cluster configuration")
-    })?;
-    if !same_endpoints(own, &config.initial_advertise_peer_urls) {
-        let show = |urls: &[Url]| {
-            let texts: Vec<String> = urls.iter().map(|url| format!("{name}={url}")).collect();
-            texts.join(",")
-        };
-        return Err(format!(
-            "--initial-cluster has {} but --initial-advertise-peer-urls has {}",
-            show(own),
-            show(&config.initial_advertise_peer_urls),
-        ));
-    }
-    Ok(())
-}
-
-/// Settings whose silent loss would start another cluster than the one that was meant.
-fn check_unsupported(config: &Config) -> Result<(), String> {
-    if !config.discovery_endpoints.is_empty() || !config.discovery_token.is_empty() {
-        return Err("--discovery-endpoints and --discovery-token are not supported yet; list the \
-                    members in --initial-cluster"
-            .to_owned());
-    }
-    if !config.discovery_srv.is_empty() {
-        return Err("--discovery-srv is not supported yet; list the members in --initial-cluster"
-            .to_owned());
-    }
-    Ok(())
+    config.own_peer_urls(&members).map(drop)
 }
 
 fn check_client_tls(config: &Config) -> Result<(), String> {

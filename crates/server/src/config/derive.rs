@@ -1,10 +1,22 @@
 //! Checked settings turned into what the rooms to the right and the other files of this crate
 //! take: request limits, the member's own configuration. It decides nothing.
 
+use std::path::Path;
 use std::time::Duration;
 
+use super::url::same_endpoints;
 use super::{Config, check};
 use crate::limits::{self, AutoCompaction, DEFAULT_QUOTA_BYTES, Limits};
+
+/// Reads `name=url,name=url`, keeping names in the order of their first use; a name may repeat.
+///
+/// # Errors
+/// A part without a name, a URL that does not parse, or one URL of two names.
+pub fn parse_members(text: &str) -> Result<Vec<(String, Vec<String>)>, String> {
+    let texts = |urls: Vec<super::Url>| urls.iter().map(ToString::to_string).collect();
+    let members = check::parse_cluster(text)?;
+    Ok(members.into_iter().map(|(name, urls)| (name, texts(urls))).collect())
+}
 
 impl Config {
     /// Time between heartbeats.
@@ -24,9 +36,43 @@ impl Config {
     /// # Errors
     /// As [`super::load`] has checked the text, none after it.
     pub fn cluster_members(&self) -> Result<Vec<(String, Vec<String>)>, String> {
-        let members = check::parse_cluster(&self.initial_cluster)?;
-        let texts = |urls: Vec<super::Url>| urls.iter().map(ToString::to_string).collect();
-        Ok(members.into_iter().map(|(name, urls)| (name, texts(urls))).collect())
+        parse_members(&self.initial_cluster)
+    }
+
+    /// Whether the data directory holds a member, whose cluster is then known.
+    #[must_use]
+    pub fn has_data(&self) -> bool {
+        Path::new(&self.data_dir).join("member").exists()
+    }
+
+    /// The peer URLs by which a list of members knows this one, if they are the advertised ones;
+    /// host names are resolved when the texts differ.
+    ///
+    /// # Errors
+    /// The text of etcd when they are not the same, or this member is not in the list.
+    pub fn own_peer_urls(
+        &self,
+        members: &[(String, Vec<String>)],
+    ) -> Result<Vec<String>, String> {
+        let name = &self.name;
+        let own = members.iter().find(|(member, _)| member == name).map(|(_, urls)| urls);
+        let own = own.ok_or_else(|| {
+            format!("couldn't find local name \"{name}\" in the initial cluster configuration")
+        })?;
+        let parsed = own.iter().map(|url| super::Url::parse(url)).collect::<Result<Vec<_>, _>>()?;
+        let advertised = &self.initial_advertise_peer_urls;
+        if same_endpoints(&parsed, advertised) {
+            return Ok(own.clone());
+        }
+        let show = |urls: &[super::Url]| {
+            let texts: Vec<String> = urls.iter().map(|url| format!("{name}={url}")).collect();
+            texts.join(",")
+        };
+        Err(format!(
+            "--initial-cluster has {} but --initial-advertise-peer-urls has {}",
+            show(&parsed),
+            show(advertised),
+        ))
     }
 
     /// The limits of requests.
@@ -42,6 +88,7 @@ impl Config {
                 bytes => bytes,
             },
             request_timeout: limits::request_timeout(election),
+            heartbeat,
             election_timeout: election,
             min_lease_ttl: limits::min_lease_ttl(heartbeat, election),
             progress_notify_interval: or(

@@ -67,7 +67,6 @@ macro_rules! flag {
     };
 }
 
-const NO_DISCOVERY: Effect = Effect::Later("discovery of members is not offered yet");
 const NO_TRACING: Effect = Effect::Later("distributed tracing is not offered yet");
 const NO_BBOLT: Effect = Effect::None("the store is not bbolt and writes in its own checkpoints");
 const NO_PEER_CLIENT: Effect =
@@ -242,7 +241,7 @@ pub static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
         flag!(
             "force-new-cluster",
             force_new_cluster,
-            Later("clusters have one member so far, which is what it would make"),
+            Full,
             "Make a one-member cluster of the data."
         ),
         flag!(
@@ -297,65 +296,65 @@ fn cluster_flags() -> Vec<Flag> {
             "discovery-endpoints",
             discovery_endpoints,
             Full,
-            "Endpoints of the discovery service (refused: not offered yet)."
+            "Endpoints of the discovery service."
         ),
         flag!("discovery-token", discovery_token, Full, "Token of the discovery service."),
         flag!(
             "discovery-dial-timeout",
             discovery_dial_timeout,
-            NO_DISCOVERY,
+            Full,
             "Timeout of connecting to the discovery service."
         ),
         flag!(
             "discovery-request-timeout",
             discovery_request_timeout,
-            NO_DISCOVERY,
+            Full,
             "Timeout of its requests."
         ),
         flag!(
             "discovery-keepalive-time",
             discovery_keepalive_time,
-            NO_DISCOVERY,
+            Full,
             "Time between its pings."
         ),
         flag!(
             "discovery-keepalive-timeout",
             discovery_keepalive_timeout,
-            NO_DISCOVERY,
+            Full,
             "Timeout of its pings."
         ),
         flag!(
             "discovery-insecure-transport",
             discovery_insecure_transport,
-            NO_DISCOVERY,
+            Full,
             "Reach it without TLS."
         ),
         flag!(
             "discovery-insecure-skip-tls-verify",
             discovery_insecure_skip_tls_verify,
-            NO_DISCOVERY,
+            Full,
             "Do not verify its certificate."
         ),
-        flag!("discovery-cert", discovery_cert, NO_DISCOVERY, "Certificate shown to it."),
-        flag!("discovery-key", discovery_key, NO_DISCOVERY, "Key of that certificate."),
+        flag!("discovery-cert", discovery_cert, Full, "Certificate shown to it."),
+        flag!("discovery-key", discovery_key, Full, "Key of that certificate."),
         flag!(
             "discovery-cacert",
             discovery_cacert,
-            NO_DISCOVERY,
+            Full,
             "Authorities for its certificate."
         ),
-        flag!("discovery-user", discovery_user, NO_DISCOVERY, "User name for it."),
-        flag!("discovery-password", discovery_password, NO_DISCOVERY, "Password for it."),
+        flag!("discovery-user", discovery_user, Full, "User name for it."),
+        flag!("discovery-password", discovery_password, Full, "Password for it."),
         flag!(
             "discovery-srv",
             discovery_srv,
             Full,
-            "DNS domain to find members by (refused: not offered yet)."
+            "DNS domain to find members by."
         ),
         flag!(
             "discovery-srv-name",
             discovery_srv_name,
-            NO_DISCOVERY,
+            Full,
             "Suffix of the DNS service name."
         ),
         flag!(
@@ -404,13 +403,13 @@ fn cluster_flags() -> Vec<Flag> {
         flag!(
             "corrupt-check-time",
             corrupt_check_time,
-            Later("members do not compare hashes yet"),
+            Full,
             "Time between comparisons of the members' data; 0 means never."
         ),
         flag!(
             "compact-hash-check-time",
             compact_hash_check_time,
-            Later("members do not compare hashes yet"),
+            Full,
             "Time between comparisons of compaction hashes."
         ),
         flag!(
@@ -482,13 +481,13 @@ fn security_flags() -> Vec<Flag> {
         flag!(
             "peer-client-cert-file",
             peer_tls.client_cert_file,
-            Later("this member makes no peer connections yet"),
+            Full,
             "Certificate for connections to peers."
         ),
         flag!(
             "peer-client-key-file",
             peer_tls.client_key_file,
-            Later("this member makes no peer connections yet"),
+            Full,
             "Key of that certificate."
         ),
         flag!(
@@ -525,7 +524,7 @@ fn security_flags() -> Vec<Flag> {
         flag!(
             "peer-skip-client-san-verification",
             peer_tls.skip_client_san_verification,
-            Later("addresses of peers are not compared with their certificates yet"),
+            Full,
             "Do not compare a peer's address with its certificate."
         ),
         flag!(

@@ -43,18 +43,8 @@ pub(super) const GATES: &[Gate] = &[
         false,
         Some("defragmentation does not block requests here"),
     ),
-    gate(
-        "InitialCorruptCheck",
-        Stage::Alpha,
-        false,
-        Some("members do not compare hashes at start yet; damage on the own disk is always found"),
-    ),
-    gate(
-        "CompactHashCheck",
-        Stage::Alpha,
-        false,
-        Some("members do not compare hashes of compactions yet"),
-    ),
+    gate("InitialCorruptCheck", Stage::Alpha, false, None),
+    gate("CompactHashCheck", Stage::Alpha, false, None),
     gate(
         "TxnModeWriteWithSharedBuffer",
         Stage::Beta,

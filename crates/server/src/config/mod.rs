@@ -14,6 +14,7 @@ mod value;
 
 use std::time::Duration;
 
+pub use derive::parse_members;
 pub use flags::{Effect, FLAGS, Flag, OLD_NAMES, OldName, help_text};
 pub use gates::FeatureGates;
 pub use source::{Command, Failure, Loaded, Notice, load};

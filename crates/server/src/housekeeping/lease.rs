@@ -1,14 +1,19 @@
 //! The lessor: which lease ends when. The leader's monotonic clock decides when to propose the end
 //! of a lease; the end itself is an agreed entry, and a lease exists as long as the store says
-//! so. Deadlines are never stored: a new leader starts all of them afresh.
+//! so. Deadlines are never stored: a new leader starts all of them afresh. On other members every
+//! question about time is passed on to the leader (`forward`).
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+mod deadlines;
+mod forward;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use kelson_api::Error;
 use kelson_api::command::command::Op;
-use kelson_api::etcdserverpb::{LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest};
+use kelson_api::etcdserverpb::{
+    LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest, LeaseTimeToLiveResponse,
+};
 use kelson_raft::Node;
 use kelson_storage::{LeaseRow, Reader};
 use parking_lot::Mutex;
@@ -18,6 +23,7 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use deadlines::{Deadlines, later, whole_seconds};
 
 /// Time between two looks for leases whose time is up.
 const SCAN_INTERVAL: Duration = Duration::from_millis(500);
@@ -34,124 +40,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 /// Leases in one checkpoint command.
 const CHECKPOINT_BATCH: usize = 1000;
 
-/// Deadlines of all leases while this member leads; nothing otherwise. It knows no clock: each
-/// call says what time it is.
-#[derive(Default)]
-struct Deadlines {
-    /// The term in which this member leads.
-    term: Option<u64>,
-    leases: HashMap<i64, Deadline>,
-    /// When to look at which lease. Exactly one entry per lease: (`Deadline::look`, id).
-    order: BTreeSet<(Instant, i64)>,
-}
-
-#[derive(Clone, Copy)]
-struct Deadline {
-    ends: Instant,
-    /// `ends`, or later once its end has been proposed and may have to be proposed again.
-    look: Instant,
-}
-
-impl Deadlines {
-    /// Starts every lease afresh: nothing ends before the clients could reach the new leader.
-    fn promote(&mut self, term: u64, rows: &[LeaseRow], now: Instant, grace: Duration) {
-        self.demote();
-        self.term = Some(term);
-        for row in rows {
-            let left = if row.remaining_ttl > 0 { row.remaining_ttl } else { row.ttl };
-            self.set(row.id, later(now + grace, left));
-        }
-    }
-
-    fn demote(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Takes over what the store says: new leases start now, gone ones are forgotten.
-    fn reconcile(&mut self, rows: &[LeaseRow], now: Instant) {
-        for row in rows {
-            self.reconcile_one(*row, now);
-        }
-        if self.leases.len() > rows.len() {
-            let alive: HashSet<i64> = rows.iter().map(|row| row.id).collect();
-            let gone = self.leases.keys().filter(|id| !alive.contains(id)).copied();
-            for id in gone.collect::<Vec<_>>() {
-                self.remove(id);
-            }
-        }
-    }
-
-    /// Takes over one lease that the store has, unless it is known.
-    fn reconcile_one(&mut self, row: LeaseRow, now: Instant) {
-        if !self.leases.contains_key(&row.id) {
-            self.set(row.id, later(now, row.ttl));
-        }
-    }
-
-    /// Gives a lease its full time from now on; false if its time is up already.
-    fn renew(&mut self, row: LeaseRow, now: Instant) -> bool {
-        if self.leases.get(&row.id).is_some_and(|deadline| deadline.ends <= now) {
-            return false;
-        }
-        self.set(row.id, later(now, row.ttl));
-        true
-    }
-
-    /// Time left of a lease; none if its time is up or it is unknown here.
-    fn left(&self, id: i64, now: Instant) -> Option<Duration> {
-        self.leases.get(&id).map(|deadline| deadline.ends.saturating_duration_since(now))
-    }
-
-    /// Up to `most` leases whose time is up, the longest overdue first. The same lease is given
-    /// out again only after `retry`.
-    fn due(&mut self, now: Instant, most: usize, retry: Duration) -> Vec<i64> {
-        let due = self.order.range(..=(now, i64::MAX)).take(most);
-        let due: Vec<i64> = due.map(|(_, id)| *id).collect();
-        for id in &due {
-            let deadline = self.leases.get_mut(id).expect("every entry of the order has a lease");
-            self.order.remove(&(deadline.look, *id));
-            deadline.look = now + retry;
-            self.order.insert((deadline.look, *id));
-        }
-        due
-    }
-
-    /// Leases with more than `at_least` left, with the seconds they have.
-    fn long(&self, now: Instant, at_least: Duration) -> Vec<LeaseCheckpoint> {
-        let checkpoints = self.leases.iter().filter_map(|(id, deadline)| {
-            let left = deadline.ends.saturating_duration_since(now);
-            (left > at_least)
-                .then(|| LeaseCheckpoint { id: *id, remaining_ttl: whole_seconds(left) })
-        });
-        checkpoints.collect()
-    }
-
-    fn set(&mut self, id: i64, ends: Instant) {
-        let deadline = Deadline { ends, look: ends };
-        if let Some(old) = self.leases.insert(id, deadline) {
-            self.order.remove(&(old.look, id));
-        }
-        self.order.insert((ends, id));
-    }
-
-    fn remove(&mut self, id: i64) {
-        if let Some(old) = self.leases.remove(&id) {
-            self.order.remove(&(old.look, id));
-        }
-    }
-}
-
-/// `from` and so many seconds more; times beyond the clock's range stay at a far end of it.
-fn later(from: Instant, seconds: i64) -> Instant {
-    const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-    let time = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-    from.checked_add(time).unwrap_or(from + FAR)
-}
-
-/// Seconds as etcd shows them: cut, not rounded.
-fn whole_seconds(time: Duration) -> i64 {
-    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
-}
+/// Pause before a question is put to the leader again after it went wrong. Source: etcd.
+const FORWARD_PAUSE: Duration = Duration::from_millis(50);
 
 /// What became of an attempt to renew.
 enum Renewal {
@@ -169,6 +59,41 @@ pub struct Lessor {
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
     deadlines: Mutex<Deadlines>,
+    pulse: Pulse,
+}
+
+/// Notices that the process stood still (a stopped process, a frozen machine): while it did, another
+/// member may have become the leader, which this one does not know yet.
+struct Pulse {
+    /// When the process was last seen to run.
+    last: Mutex<Instant>,
+    every: Duration,
+}
+
+impl Pulse {
+    fn new(every: Duration) -> Self {
+        Self { last: Mutex::new(Instant::now()), every }
+    }
+
+    /// Whether the process has been running all the time until now.
+    fn is_steady(&self, now: Instant) -> bool {
+        now.saturating_duration_since(*self.last.lock()) <= 3 * self.every
+    }
+
+    async fn beat(&self) {
+        let mut tick = tokio::time::interval(self.every);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            *self.last.lock() = Instant::now();
+        }
+    }
+}
+
+/// Where the leader is.
+enum Leader {
+    Here,
+    At(u64),
 }
 
 impl Lessor {
@@ -181,6 +106,7 @@ impl Lessor {
             limits: Arc::clone(&app.limits),
             metrics: Arc::clone(&app.metrics),
             deadlines: Mutex::default(),
+            pulse: Pulse::new(app.limits.heartbeat),
         }
     }
 
@@ -199,8 +125,8 @@ impl Lessor {
         }
     }
 
-    /// Gives a lease its full time again. Returns its TTL in seconds, or 0 if there is no such
-    /// lease; one whose time is up is waited for until it is gone.
+    /// Gives a lease its full time again, wherever the leader is. Returns its TTL in seconds, or 0 if
+    /// there is no such lease; one whose time is up is waited for until it is gone.
     ///
     /// # Errors
     /// `NoLeader` or `Timeout` after the request timeout, and the errors of a read barrier.
@@ -208,8 +134,25 @@ impl Lessor {
     /// # Cancel safety
     /// Dropping the future leaves open whether the lease was renewed.
     pub(crate) async fn renew(&self, id: i64) -> Result<i64, Error> {
-        self.wait_to_lead().await?;
-        if self.limits.fast_lease_keep_alive {
+        let deadline = Instant::now() + self.limits.request_timeout;
+        loop {
+            let answer = match self.leader(deadline).await? {
+                Leader::Here => forward::unless_moved(self.renew_leading(id).await),
+                Leader::At(member) => forward::renew(&self.node, member, id, deadline).await,
+            };
+            match answer {
+                Some(answer) => return answer,
+                None => pause(deadline).await?,
+            }
+        }
+    }
+
+    /// As [`Lessor::renew`], if this member leads.
+    ///
+    /// # Errors
+    /// `NotPrimaryLessor` if another member leads now.
+    pub(crate) async fn renew_leading(&self, id: i64) -> Result<i64, Error> {
+        if self.limits.fast_lease_keep_alive && self.pulse.is_steady(Instant::now()) {
             // The barrier is needed only if the answer would be that the lease is unknown: it may
             // have been granted through another member a moment ago.
             if let Renewal::Renewed(row) = self.try_renew(id) {
@@ -228,30 +171,61 @@ impl Lessor {
                     let gone = tokio::time::timeout_at(deadline, changes.changed()).await;
                     gone.map_err(|_| Error::Timeout)?.map_err(|_| Error::Stopped)?;
                 }
-                Renewal::NotLeading => self.wait_to_lead().await?,
+                Renewal::NotLeading => return Err(Error::NotPrimaryLessor),
             }
         }
     }
 
-    /// Time left of a lease in whole seconds; none if there is no such lease.
+    /// Time left of a lease in whole seconds, and its keys if asked for, wherever the leader is; -1 if
+    /// there is no such lease. The header is left to the caller.
     ///
     /// # Errors
-    /// `NoLeader` or `Timeout` after the request timeout, and the errors of a read barrier.
+    /// As [`Lessor::renew`].
     ///
     /// # Cancel safety
     /// Safe.
-    pub(crate) async fn time_to_live(&self, id: i64) -> Result<Option<(LeaseRow, i64)>, Error> {
-        self.wait_to_lead().await?;
+    pub(crate) async fn time_to_live(
+        &self,
+        id: i64,
+        keys: bool,
+    ) -> Result<LeaseTimeToLiveResponse, Error> {
+        let deadline = Instant::now() + self.limits.request_timeout;
+        loop {
+            let answer = match self.leader(deadline).await? {
+                Leader::Here => forward::unless_moved(self.time_to_live_leading(id, keys).await),
+                Leader::At(at) => forward::time_to_live(&self.node, at, id, keys, deadline).await,
+            };
+            match answer {
+                Some(answer) => return answer,
+                None => pause(deadline).await?,
+            }
+        }
+    }
+
+    /// As [`Lessor::time_to_live`], if this member leads.
+    ///
+    /// # Errors
+    /// `NotPrimaryLessor` if another member leads now.
+    pub(crate) async fn time_to_live_leading(
+        &self,
+        id: i64,
+        keys: bool,
+    ) -> Result<LeaseTimeToLiveResponse, Error> {
         self.node.read_barrier().await?;
-        let Some(row) = self.reader.lease(id) else {
-            return Ok(None);
-        };
+        let mut response = LeaseTimeToLiveResponse { id, ttl: -1, ..Default::default() };
         let now = Instant::now();
         let Some(mut deadlines) = self.leading() else {
-            return Err(Error::LeaderChanged);
+            return Err(Error::NotPrimaryLessor);
         };
-        deadlines.reconcile_one(row, now);
-        Ok(Some((row, deadlines.left(id, now).map_or(0, whole_seconds))))
+        if let Some(row) = self.reader.lease(id) {
+            deadlines.reconcile_one(row, now);
+            response.ttl = deadlines.left(id, now).map_or(0, whole_seconds);
+            response.granted_ttl = row.ttl;
+            if keys {
+                response.keys = self.reader.lease_keys(id);
+            }
+        }
+        Ok(response)
     }
 
     /// All leases, those that end soonest first. Only a leader knows the time left; elsewhere the
@@ -272,6 +246,11 @@ impl Lessor {
         leases.into_iter().map(|(_, id)| id).collect()
     }
 
+    /// Watches whether the process stands still, until it is dropped.
+    pub(super) async fn watch_pulse(self: Arc<Self>) {
+        self.pulse.beat().await;
+    }
+
     /// Ends leases whose time is up, for as long as this member leads, until it is dropped.
     pub(super) async fn run(self: Arc<Self>) {
         let mut tick = tokio::time::interval(SCAN_INTERVAL);
@@ -284,7 +263,11 @@ impl Lessor {
         loop {
             tick.tick().await;
             while revokes.try_join_next().is_some() {}
-            for id in self.scan(&mut changes) {
+            let mut due = self.scan(&mut changes);
+            if !due.is_empty() && !self.still_leads().await {
+                due.clear();
+            }
+            for id in due {
                 if revokes.len() >= REVOKES_MAX {
                     revokes.join_next().await;
                 }
@@ -380,108 +363,50 @@ impl Lessor {
         Some(deadlines)
     }
 
-    async fn wait_to_lead(&self) -> Result<(), Error> {
+    /// Asks a quorum whether this member leads, before anything is ended: one that stood still would
+    /// take leases for overdue that were renewed at its successor.
+    async fn still_leads(&self) -> bool {
+        let term = self.node.status().term;
+        let confirmed = self.node.read_barrier().await.is_ok();
+        let status = self.node.status();
+        confirmed && status.is_leader && status.term == term
+    }
+
+    /// Waits until there is a leader.
+    async fn leader(&self, deadline: Instant) -> Result<Leader, Error> {
         let mut roles = self.node.watch_status();
-        let leads = roles.wait_for(|status| status.is_leader);
-        match tokio::time::timeout(self.limits.request_timeout, leads).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(Error::Stopped),
-            Err(_) if self.node.status().leader.is_none() => Err(Error::NoLeader),
-            Err(_) => Err(Error::Timeout),
+        let known = roles.wait_for(|status| status.leader.is_some());
+        let status = match tokio::time::timeout_at(deadline, known).await {
+            Ok(Ok(status)) => status,
+            Ok(Err(_)) => return Err(Error::Stopped),
+            Err(_) => return Err(Error::NoLeader),
+        };
+        match status.leader {
+            Some(member) if !status.is_leader => Ok(Leader::At(member)),
+            _ => Ok(Leader::Here),
         }
     }
+}
+
+/// Waits a moment before the leader is asked again.
+async fn pause(deadline: Instant) -> Result<(), Error> {
+    let until = Instant::now() + FORWARD_PAUSE;
+    if until >= deadline {
+        return Err(Error::Timeout);
+    }
+    tokio::time::sleep_until(until).await;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SECOND: Duration = Duration::from_secs(1);
-    const RETRY: Duration = Duration::from_secs(7);
-    const NONE: [i64; 0] = [];
-
-    fn row(id: i64, ttl: i64) -> LeaseRow {
-        LeaseRow { id, ttl, remaining_ttl: 0 }
-    }
-
     #[test]
-    fn a_lease_ends_at_its_deadline_and_not_before() {
-        let start = Instant::now();
-        let mut deadlines = Deadlines::default();
-        deadlines.reconcile(&[row(1, 2), row(-7, 3)], start);
-        assert_eq!(deadlines.due(start + 2 * SECOND - Duration::from_nanos(1), 10, RETRY), NONE);
-        assert_eq!(deadlines.due(start + 2 * SECOND, 10, RETRY), [1]);
-        assert_eq!(deadlines.due(start + 3 * SECOND, 10, RETRY), [-7]);
-    }
-
-    #[test]
-    fn an_ending_lease_is_proposed_again_only_later_and_cannot_be_renewed() {
-        let start = Instant::now();
-        let mut deadlines = Deadlines::default();
-        deadlines.reconcile(&[row(1, 2)], start);
-        let up = start + 2 * SECOND;
-        assert_eq!(deadlines.due(up, 10, RETRY), [1]);
-        assert!(!deadlines.renew(row(1, 2), up));
-        assert_eq!(deadlines.due(up + 6 * SECOND, 10, RETRY), NONE);
-        assert_eq!(deadlines.due(up + RETRY, 10, RETRY), [1]);
-        deadlines.reconcile(&[], up + RETRY);
-        assert_eq!(deadlines.due(up + 100 * SECOND, 10, RETRY), NONE);
-        assert!(deadlines.order.is_empty() && deadlines.leases.is_empty());
-    }
-
-    #[test]
-    fn renewing_gives_the_full_time() {
-        let start = Instant::now();
-        let mut deadlines = Deadlines::default();
-        deadlines.reconcile(&[row(1, 5)], start);
-        assert_eq!(deadlines.left(1, start + 4 * SECOND), Some(SECOND));
-        assert!(deadlines.renew(row(1, 5), start + 4 * SECOND));
-        assert_eq!(deadlines.due(start + 8 * SECOND, 10, RETRY), NONE);
-        assert_eq!(deadlines.due(start + 9 * SECOND, 10, RETRY), [1]);
-        assert_eq!(deadlines.left(1, start + 99 * SECOND), Some(Duration::ZERO));
-        assert_eq!(deadlines.left(2, start), None);
-    }
-
-    #[test]
-    fn a_new_leader_starts_all_leases_afresh() {
-        let start = Instant::now();
-        let mut deadlines = Deadlines::default();
-        let rows = [row(1, 10), LeaseRow { id: 2, ttl: 1000, remaining_ttl: 3 }];
-        deadlines.reconcile(&rows, start);
-        let later = start + 9 * SECOND;
-        deadlines.promote(4, &rows, later, SECOND);
-        assert_eq!(deadlines.term, Some(4));
-        assert_eq!(deadlines.due(later + 4 * SECOND, 10, RETRY), [2]);
-        assert_eq!(deadlines.due(later + 10 * SECOND, 10, RETRY), NONE);
-        assert_eq!(deadlines.due(later + 11 * SECOND, 10, RETRY), [1, 2]);
-    }
-
-    #[test]
-    fn one_scan_ends_a_bounded_number() {
-        let start = Instant::now();
-        let rows: Vec<LeaseRow> = (1..=1200).map(|id| row(id, 1)).collect();
-        let mut deadlines = Deadlines::default();
-        deadlines.reconcile(&rows, start);
-        let up = start + SECOND;
-        let sizes: Vec<usize> = (0..4).map(|_| deadlines.due(up, SCAN_MAX, RETRY).len()).collect();
-        assert_eq!(sizes, [500, 500, 200, 0]);
-    }
-
-    #[test]
-    fn only_long_leases_are_recorded() {
-        let start = Instant::now();
-        let mut deadlines = Deadlines::default();
-        deadlines.reconcile(&[row(1, 300), row(2, 4000)], start);
-        let found = deadlines.long(start + SECOND, CHECKPOINT_INTERVAL);
-        assert_eq!(found, [LeaseCheckpoint { id: 2, remaining_ttl: 3999 }]);
-    }
-
-    #[test]
-    fn the_longest_ttl_does_not_overflow() {
-        let start = Instant::now();
-        let mut deadlines = Deadlines::default();
-        deadlines.reconcile(&[row(1, 9_000_000_000), row(2, i64::MAX)], start);
-        assert_eq!(deadlines.left(1, start).map(whole_seconds), Some(9_000_000_000));
-        assert!(deadlines.left(2, start) > Some(365 * 24 * 3600 * SECOND));
+    fn standing_still_is_noticed() {
+        let pulse = Pulse::new(Duration::from_millis(100));
+        let last = *pulse.last.lock();
+        assert!(pulse.is_steady(last + Duration::from_millis(300)));
+        assert!(!pulse.is_steady(last + Duration::from_millis(301)));
     }
 }

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use kelson_api::command::ClusterVersionSet;
 use kelson_api::command::command::Op;
-use kelson_raft::Node;
-use kelson_storage::Reader;
-
+use crate::app::App;
 use crate::version::ETCD_CLUSTER_VERSION;
 
 /// How often the leader looks again.
 const INTERVAL: Duration = Duration::from_secs(4);
+
+/// How often it looks while there is no version yet.
+const FIRST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A version `major.minor.patch`, ordered as numbers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -38,27 +39,54 @@ impl Version {
 }
 
 /// Publishes the cluster version whenever this member leads and the stored one is missing or older.
-pub(super) async fn run(node: Node, reader: Reader) {
-    let mut roles = node.watch_status();
+pub(super) async fn run(app: App) {
+    let mut roles = app.node.watch_status();
     loop {
-        if roles.borrow_and_update().is_leader && needs_update(reader.cluster_version().as_deref())
-        {
-            let version = ETCD_CLUSTER_VERSION.to_owned();
-            match node.propose(Op::ClusterVersionSet(ClusterVersionSet { version })).await {
-                Ok(_) => tracing::info!(version = ETCD_CLUSTER_VERSION, "set cluster version"),
-                Err(error) => tracing::debug!(%error, "the cluster version is not set yet"),
-            }
+        // The guard on the status must not be held across the proposal.
+        let is_leader = roles.borrow_and_update().is_leader;
+        if is_leader {
+            raise(&app).await;
         }
+        let undecided = app.reader.cluster_version().is_none();
+        let pause = if undecided { FIRST_INTERVAL } else { INTERVAL };
         tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => {}
+            () = tokio::time::sleep(pause) => {}
             changed = roles.changed() => if changed.is_err() { return },
         }
     }
 }
 
-fn needs_update(stored: Option<&str>) -> bool {
-    let ours = Version::parse(ETCD_CLUSTER_VERSION);
-    stored.and_then(Version::parse) < ours
+async fn raise(app: &App) {
+    let own = app.node.status().member_id;
+    let members = app.reader.members();
+    let versions = members.iter().map(|member| match member.id {
+        id if id == own => Version::parse(ETCD_CLUSTER_VERSION),
+        id => app.probes.version(id).as_deref().and_then(Version::parse),
+    });
+    let stored = app.reader.cluster_version().as_deref().and_then(Version::parse);
+    let Some(Version { major, minor }) = decide(stored, versions) else { return };
+    let version = format!("{major}.{minor}.0");
+    let set = ClusterVersionSet { version: version.clone() };
+    match app.node.propose(Op::ClusterVersionSet(set)).await {
+        Ok(_) => tracing::info!(version, "set cluster version"),
+        Err(error) => tracing::debug!(%error, "the cluster version is not set yet"),
+    }
+}
+
+/// The smallest version of the members, if it should replace the stored one. To raise it all members
+/// must have said theirs; the first one is decided as soon as a quorum has.
+fn decide(
+    stored: Option<Version>,
+    versions: impl Iterator<Item = Option<Version>>,
+) -> Option<Version> {
+    let versions: Vec<Option<Version>> = versions.collect();
+    let known = versions.iter().flatten().count();
+    let enough = match stored {
+        Some(_) => versions.len(),
+        None => versions.len() / 2 + 1,
+    };
+    let smallest = versions.into_iter().flatten().min()?;
+    (known >= enough && stored < Some(smallest)).then_some(smallest)
 }
 
 #[cfg(test)]
@@ -84,10 +112,16 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_version_is_only_raised() {
-        assert!(needs_update(None));
-        assert!(needs_update(Some("3.5.0")));
-        assert!(!needs_update(Some(ETCD_CLUSTER_VERSION)));
-        assert!(!needs_update(Some("9.0.0")));
+    fn the_smallest_version_counts_and_is_only_raised() {
+        let v = |minor| Some(Version { major: 3, minor });
+        let decide = |stored, list: &[Option<Version>]| decide(stored, list.iter().copied());
+        assert_eq!(decide(None, &[v(7)]), v(7));
+        assert_eq!(decide(None, &[v(7), v(6), v(7)]), v(6));
+        assert_eq!(decide(None, &[v(7), None, v(7)]), v(7), "a quorum decides first");
+        assert_eq!(decide(None, &[v(7), None, None]), None);
+        assert_eq!(decide(v(6), &[v(7), None, v(7)]), None, "all must be known to raise it");
+        assert_eq!(decide(v(6), &[v(7), v(7)]), v(7));
+        assert_eq!(decide(v(7), &[v(7), v(6)]), None, "never lowered");
+        assert_eq!(decide(v(9), &[v(7)]), None);
     }
 }

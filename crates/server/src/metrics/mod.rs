@@ -4,6 +4,7 @@
 //! request path waits for it.
 
 pub mod grpc;
+pub mod peers;
 pub mod sources;
 
 use prometheus::core::Collector;
@@ -18,6 +19,8 @@ pub struct Metrics {
     registry: Registry,
     /// Counters of gRPC calls by method and code, kept by the layer around all services.
     pub grpc: grpc::GrpcMetrics,
+    /// Traffic between members.
+    pub peers: peers::PeerMetrics,
 
     /// `etcd_server_health_success`: answered `/health` calls that said true.
     pub server_health_success: IntCounter,
@@ -81,6 +84,7 @@ impl Metrics {
         let made = Maker { registry: &registry };
         Self {
             grpc: grpc::GrpcMetrics::new(&registry, extensive),
+            peers: peers::PeerMetrics::new(&registry),
             server_health_success: made
                 .counter("etcd_server_health_success", "The number of successful health checks."),
             server_health_failures: made

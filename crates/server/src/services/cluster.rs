@@ -1,34 +1,41 @@
 //! The Cluster service: lists and changes members. Every answer carries revision 0 in its header,
-//! as etcd's does. A member that would have to be reached over the network is refused before
-//! anything is proposed: this program runs clusters of one member so far.
+//! as etcd's does. What can be known here is checked here, in etcd's order: URLs, and with
+//! `--strict-reconfig-check` that the change cannot cost the quorum. Ids, names taken and whether a
+//! learner has caught up are decided where the change is carried out.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kelson_api::Error;
-use kelson_api::command::MembersChange;
-use kelson_api::command::command::Op;
 use kelson_api::etcdserverpb::cluster_server::Cluster;
 use kelson_api::etcdserverpb::{
     Member, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
     MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
     MemberUpdateRequest, MemberUpdateResponse,
 };
-use kelson_raft::Node;
-use kelson_storage::{Reader, Reply};
+use kelson_raft::{MemberChange, Node};
+use kelson_storage::Reader;
 use tonic::{Request, Response, Status};
 
 use super::gate::Gate;
-use super::mismatched;
 use crate::app::App;
 use crate::header::header;
+use crate::housekeeping::probe::Probes;
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::peer_urls;
+
+/// How long a member must have been connected to count for a change. Source: etcd's
+/// `HealthInterval`.
+const STEADY: Duration = Duration::from_secs(5);
 
 /// Serves membership.
 pub(super) struct ClusterService {
     node: Node,
     reader: Reader,
     limits: Arc<Limits>,
+    metrics: Arc<Metrics>,
+    probes: Arc<Probes>,
     gate: Gate,
 }
 
@@ -38,56 +45,146 @@ impl ClusterService {
             node: app.node.clone(),
             reader: app.reader.clone(),
             limits: Arc::clone(&app.limits),
+            metrics: Arc::clone(&app.metrics),
+            probes: Arc::clone(&app.probes),
             gate: Gate::new(app),
         }
     }
+
+    /// The members and how they are connected to this one.
+    fn view(&self) -> View {
+        let own = self.node.status().member_id;
+        let now = Instant::now();
+        let connection = |id| match self.probes.active_since(id) {
+            _ if id == own => Connection::Steady,
+            None => Connection::Down,
+            Some(since) if now.duration_since(since) >= STEADY => Connection::Steady,
+            Some(_) => Connection::Fresh,
+        };
+        let members = self.reader.members();
+        let connections = members.iter().map(|member| connection(member.id)).collect();
+        View { own, members, connections, is_strict: self.limits.strict_reconfig_check }
+    }
+
+    /// The members after a change, by ascending id.
+    fn members(&self) -> Vec<Member> {
+        let mut members = self.reader.members();
+        members.sort_unstable_by_key(|member| member.id);
+        members
+    }
 }
 
-/// Checks an addition as far as one member can.
-fn check_add(members: &[Member], request: &MemberAddRequest, limits: &Limits) -> Result<(), Error> {
-    let urls = peer_urls::parse(&request.peer_ur_ls)?;
-    check_urls_free(members, None, &urls)?;
-    let learners = members.iter().filter(|member| member.is_learner).count();
-    if request.is_learner && learners >= limits.max_learners {
-        return Err(Error::TooManyLearners);
-    }
-    Err(Error::NotCapable)
+/// How a member is connected to this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connection {
+    Down,
+    /// For less than [`STEADY`].
+    Fresh,
+    Steady,
 }
 
-/// Checks a removal as far as one member can: the last voter stays.
-fn check_remove(members: &[Member], id: u64, limits: &Limits) -> Result<(), Error> {
-    if !members.iter().any(|member| member.id == id) {
-        return Err(Error::MemberNotFound);
+/// What the checks look at.
+struct View {
+    own: u64,
+    members: Vec<Member>,
+    /// One per member.
+    connections: Vec<Connection>,
+    is_strict: bool,
+}
+
+fn quorum(voters: usize) -> usize {
+    voters / 2 + 1
+}
+
+fn is_started(member: &Member) -> bool {
+    !member.name.is_empty()
+}
+
+impl View {
+    fn find(&self, id: u64) -> Result<(&Member, Connection), Error> {
+        let mut known = self.members.iter().zip(&self.connections);
+        let found = known.find(|(member, _)| member.id == id).ok_or(Error::MemberNotFound)?;
+        Ok((found.0, *found.1))
     }
-    if limits.strict_reconfig_check {
-        let left = members.iter().filter(|member| !member.is_learner && member.id != id);
-        let started = left.clone().filter(|member| !member.name.is_empty()).count();
-        if started < left.count() / 2 + 1 {
+
+    fn voters(&self) -> impl Iterator<Item = (&Member, Connection)> {
+        let all = self.members.iter().zip(self.connections.iter().copied());
+        all.filter(|(member, _)| !member.is_learner)
+    }
+
+    fn steady_voters(&self) -> usize {
+        self.voters().filter(|(_, connection)| *connection == Connection::Steady).count()
+    }
+
+    fn started_voters(&self) -> usize {
+        self.voters().filter(|(member, _)| is_started(member)).count()
+    }
+
+    fn check_add(&self, request: &MemberAddRequest, max_learners: usize) -> Result<(), Error> {
+        let urls = peer_urls::parse(&request.peer_ur_ls)?;
+        if self.is_strict && !request.is_learner {
+            let (voters, started) = (self.voters().count(), self.started_voters());
+            // The second member of a cluster is always let in: there is no other way to grow.
+            if started < quorum(voters + 1) && !(started == 1 && voters == 1) {
+                return Err(Error::NotEnoughStartedMembers);
+            }
+            if voters > 1 && self.steady_voters() < quorum(voters + 1) {
+                return Err(Error::UnhealthyCluster);
+            }
+        }
+        self.check_urls_free(None, &urls)?;
+        let learners = self.members.iter().filter(|member| member.is_learner).count();
+        if request.is_learner && learners >= max_learners {
+            return Err(Error::TooManyLearners);
+        }
+        Ok(())
+    }
+
+    fn check_remove(&self, id: u64) -> Result<(), Error> {
+        let (member, connection) = self.find(id)?;
+        if !self.is_strict || member.is_learner {
+            return Ok(());
+        }
+        let left = self.voters().filter(|(member, _)| member.id != id);
+        let started = left.filter(|(member, _)| is_started(member)).count();
+        let voters = self.voters().count();
+        if started < quorum(voters - 1) {
             return Err(Error::NotEnoughStartedMembers);
         }
+        // A member that is down takes no part in the quorum, so its removal costs nothing.
+        if id != self.own && connection == Connection::Down {
+            return Ok(());
+        }
+        if self.steady_voters().saturating_sub(1) < 1 + (voters - 1) / 2 {
+            return Err(Error::UnhealthyCluster);
+        }
+        Ok(())
     }
-    Err(Error::NotCapable)
-}
 
-/// Checks new peer URLs of a member; returns its row with them.
-fn check_update(members: &[Member], request: &MemberUpdateRequest) -> Result<Member, Error> {
-    let member = members.iter().find(|member| member.id == request.id);
-    let member = member.ok_or(Error::MemberNotFound)?;
-    let urls = peer_urls::parse(&request.peer_ur_ls)?;
-    check_urls_free(members, Some(member.id), &urls)?;
-    Ok(Member { peer_ur_ls: request.peer_ur_ls.clone(), ..member.clone() })
-}
+    /// Checks new peer URLs of a member.
+    fn check_update(&self, request: &MemberUpdateRequest) -> Result<(), Error> {
+        let (member, _) = self.find(request.id)?;
+        let urls = peer_urls::parse(&request.peer_ur_ls)?;
+        self.check_urls_free(Some(member.id), &urls)
+    }
 
-/// Checks a promotion as far as one member can.
-fn check_promote(members: &[Member], id: u64) -> Result<(), Error> {
-    let member = members.iter().find(|member| member.id == id).ok_or(Error::MemberNotFound)?;
-    Err(if member.is_learner { Error::NotCapable } else { Error::MemberNotLearner })
-}
+    fn check_promote(&self, id: u64) -> Result<(), Error> {
+        let (member, _) = self.find(id)?;
+        if !member.is_learner {
+            return Err(Error::MemberNotLearner);
+        }
+        // The learner itself counts as started: it has caught up, or it is refused later.
+        if self.is_strict && self.started_voters() + 1 < quorum(self.voters().count() + 1) {
+            return Err(Error::NotEnoughStartedMembers);
+        }
+        Ok(())
+    }
 
-fn check_urls_free(members: &[Member], except: Option<u64>, urls: &[String]) -> Result<(), Error> {
-    let others = members.iter().filter(|member| Some(member.id) != except);
-    let taken = others.flat_map(|member| &member.peer_ur_ls).any(|url| urls.contains(url));
-    if taken { Err(Error::PeerUrlExists) } else { Ok(()) }
+    fn check_urls_free(&self, except: Option<u64>, urls: &[String]) -> Result<(), Error> {
+        let others = self.members.iter().filter(|member| Some(member.id) != except);
+        let taken = others.flat_map(|member| &member.peer_ur_ls).any(|url| urls.contains(url));
+        if taken { Err(Error::PeerUrlExists) } else { Ok(()) }
+    }
 }
 
 #[tonic::async_trait]
@@ -97,8 +194,15 @@ impl Cluster for ClusterService {
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
         self.gate.unary(request.metadata(), false)?;
-        check_add(&self.reader.members(), request.get_ref(), &self.limits)?;
-        Err(Error::NotCapable.into())
+        let request = request.into_inner();
+        self.view().check_add(&request, self.limits.max_learners)?;
+        let peer_urls = peer_urls::parse(&request.peer_ur_ls)?;
+        let change = MemberChange::Add { peer_urls, is_learner: request.is_learner };
+        let id = self.node.change_members(change).await?;
+        let members = self.members();
+        let member = members.iter().find(|member| member.id == id).cloned();
+        let header = Some(header(&self.node, 0));
+        Ok(Response::new(MemberAddResponse { header, member, members }))
     }
 
     async fn member_remove(
@@ -106,8 +210,11 @@ impl Cluster for ClusterService {
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
         self.gate.unary(request.metadata(), false)?;
-        check_remove(&self.reader.members(), request.get_ref().id, &self.limits)?;
-        Err(Error::NotCapable.into())
+        let id = request.get_ref().id;
+        self.view().check_remove(id)?;
+        self.node.change_members(MemberChange::Remove(id)).await?;
+        let header = Some(header(&self.node, 0));
+        Ok(Response::new(MemberRemoveResponse { header, members: self.members() }))
     }
 
     async fn member_update(
@@ -115,16 +222,12 @@ impl Cluster for ClusterService {
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         self.gate.unary(request.metadata(), false)?;
-        let member = check_update(&self.reader.members(), request.get_ref())?;
-        let change = MembersChange { put: vec![member], remove: Vec::new() };
-        let outcome = self.node.propose(Op::MembersChange(change)).await?;
-        match outcome.result? {
-            Reply::Members(members) => {
-                let header = Some(header(&self.node, 0));
-                Ok(Response::new(MemberUpdateResponse { header, members }))
-            }
-            other => Err(mismatched("MemberUpdate", &other)),
-        }
+        let request = request.into_inner();
+        self.view().check_update(&request)?;
+        let change = MemberChange::Update { id: request.id, peer_urls: request.peer_ur_ls };
+        self.node.change_members(change).await?;
+        let header = Some(header(&self.node, 0));
+        Ok(Response::new(MemberUpdateResponse { header, members: self.members() }))
     }
 
     async fn member_list(
@@ -135,10 +238,8 @@ impl Cluster for ClusterService {
         if request.get_ref().linearizable {
             self.node.read_barrier().await?;
         }
-        let mut members = self.reader.members();
-        members.sort_unstable_by_key(|member| member.id);
         let header = Some(header(&self.node, 0));
-        Ok(Response::new(MemberListResponse { header, members }))
+        Ok(Response::new(MemberListResponse { header, members: self.members() }))
     }
 
     async fn member_promote(
@@ -146,78 +247,131 @@ impl Cluster for ClusterService {
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
         self.gate.unary(request.metadata(), false)?;
-        check_promote(&self.reader.members(), request.get_ref().id)?;
-        Err(Error::NotCapable.into())
+        let id = request.get_ref().id;
+        let promoting = async {
+            self.view().check_promote(id)?;
+            self.node.change_members(MemberChange::Promote(id)).await
+        };
+        if let Err(error) = promoting.await {
+            let failures = &self.metrics.peers.promote_failures;
+            failures.with_label_values(&[error.text()]).inc();
+            return Err(error.into());
+        }
+        self.metrics.peers.promote_successes.inc();
+        let header = Some(header(&self.node, 0));
+        Ok(Response::new(MemberPromoteResponse { header, members: self.members() }))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Connection::{Down, Fresh, Steady};
 
-    fn member(id: u64, name: &str, url: &str, is_learner: bool) -> Member {
+    fn member(id: u64, name: &str, is_learner: bool) -> Member {
         Member {
             id,
             name: name.to_owned(),
-            peer_ur_ls: vec![url.to_owned()],
+            peer_ur_ls: vec![format!("http://127.0.0.1:{}", 2380 + id)],
             client_ur_ls: vec!["http://127.0.0.1:2379".to_owned()],
             is_learner,
         }
     }
 
-    fn alone() -> Vec<Member> {
-        vec![member(1, "a", "http://127.0.0.1:2380", false)]
+    /// Started voters 1.. as connected; this one is 1.
+    fn voters(connections: &[Connection]) -> View {
+        let members = (1..).zip(connections).map(|(id, _)| member(id, "m", false)).collect();
+        View { own: 1, members, connections: connections.to_vec(), is_strict: true }
     }
 
-    fn add(urls: &[&str], is_learner: bool) -> MemberAddRequest {
-        let peer_ur_ls = urls.iter().map(|url| (*url).to_owned()).collect();
+    fn with(mut view: View, member: Member, connection: Connection) -> View {
+        view.members.push(member);
+        view.connections.push(connection);
+        view
+    }
+
+    fn add(url: &str, is_learner: bool) -> MemberAddRequest {
+        let peer_ur_ls = if url.is_empty() { Vec::new() } else { vec![url.to_owned()] };
         MemberAddRequest { peer_ur_ls, is_learner }
     }
 
+    const FREE: &str = "http://127.0.0.1:9";
+
     #[test]
     fn an_addition_is_checked_in_order() {
-        let limits = Limits::default();
-        let check = |request| check_add(&alone(), &request, &limits);
-        assert_eq!(check(add(&[], false)), Err(Error::MemberBadUrls));
-        assert_eq!(check(add(&["127.0.0.1:2380"], false)), Err(Error::MemberBadUrls));
-        assert_eq!(check(add(&["http://127.0.0.1:2380"], true)), Err(Error::PeerUrlExists));
-        assert_eq!(check(add(&["http://127.0.0.1:9"], false)), Err(Error::NotCapable));
-        let mut members = alone();
-        members.push(member(2, "", "http://127.0.0.1:2382", true));
-        let second = add(&["http://127.0.0.1:9"], true);
-        assert_eq!(check_add(&members, &second, &limits), Err(Error::TooManyLearners));
+        let alone = voters(&[Steady]);
+        let check = |view: &View, url, is_learner| view.check_add(&add(url, is_learner), 1);
+        assert_eq!(check(&alone, "", false), Err(Error::MemberBadUrls));
+        assert_eq!(check(&alone, "127.0.0.1:2380", false), Err(Error::MemberBadUrls));
+        assert_eq!(check(&alone, "http://127.0.0.1:2381", true), Err(Error::PeerUrlExists));
+        assert_eq!(check(&alone, FREE, false), Ok(()));
+        let learning = with(voters(&[Steady]), member(2, "", true), Down);
+        assert_eq!(check(&learning, FREE, true), Err(Error::TooManyLearners));
+        assert_eq!(check(&learning, FREE, false), Ok(()));
+        // Whether the cluster can bear it goes before whether the URL is free.
+        let waiting = with(voters(&[Steady]), member(2, "", false), Down);
+        let taken = "http://127.0.0.1:2381";
+        assert_eq!(check(&waiting, taken, false), Err(Error::NotEnoughStartedMembers));
+        assert_eq!(check(&waiting, taken, true), Err(Error::PeerUrlExists));
     }
 
     #[test]
-    fn the_last_voter_stays() {
-        let limits = Limits::default();
-        assert_eq!(check_remove(&alone(), 9, &limits), Err(Error::MemberNotFound));
-        assert_eq!(check_remove(&alone(), 1, &limits), Err(Error::NotEnoughStartedMembers));
-    }
-
-    #[test]
-    fn an_update_changes_peer_urls_only() {
-        let update = |id, urls: &[&str]| MemberUpdateRequest {
-            id,
-            peer_ur_ls: urls.iter().map(|url| (*url).to_owned()).collect(),
+    fn a_voter_is_added_only_where_a_quorum_is_steady() {
+        let check = |connections: &[Connection]| {
+            voters(connections).check_add(&add(FREE, false), 1)
         };
-        let mut members = alone();
-        members.push(member(2, "b", "http://127.0.0.1:2382", false));
-        let refused = |request| check_update(&members, &request).expect_err("refused");
-        assert_eq!(refused(update(9, &["http://127.0.0.1:9"])), Error::MemberNotFound);
-        assert_eq!(refused(update(1, &[])), Error::MemberBadUrls);
-        assert_eq!(refused(update(1, &["http://127.0.0.1:2382"])), Error::PeerUrlExists);
-        let same = check_update(&members, &update(1, &["http://127.0.0.1:2380"]));
-        assert_eq!(same, Ok(members[0].clone()));
-        let moved = check_update(&members, &update(1, &["http://127.0.0.1:9"])).expect("valid");
-        assert_eq!(moved.peer_ur_ls, ["http://127.0.0.1:9"]);
-        assert_eq!(moved.client_ur_ls, members[0].client_ur_ls);
-        assert_eq!((moved.name.as_str(), moved.is_learner), ("a", false));
+        assert_eq!(check(&[Steady, Steady]), Ok(()));
+        assert_eq!(check(&[Steady, Fresh]), Err(Error::UnhealthyCluster));
+        assert_eq!(check(&[Steady, Steady, Steady]), Ok(()));
+        assert_eq!(check(&[Steady, Steady, Down]), Err(Error::UnhealthyCluster));
+        assert_eq!(check(&[Steady, Steady, Steady, Down]), Ok(()));
+        let mut lax = voters(&[Steady, Down, Down]);
+        lax.is_strict = false;
+        assert_eq!(lax.check_add(&add(FREE, false), 1), Ok(()));
+        let learner = voters(&[Steady, Down, Down]).check_add(&add(FREE, true), 1);
+        assert_eq!(learner, Ok(()), "a learner is no part of any quorum");
     }
 
     #[test]
-    fn only_learners_are_promoted() {
-        assert_eq!(check_promote(&alone(), 9), Err(Error::MemberNotFound));
-        assert_eq!(check_promote(&alone(), 1), Err(Error::MemberNotLearner));
+    fn a_removal_must_leave_a_quorum() {
+        assert_eq!(voters(&[Steady]).check_remove(9), Err(Error::MemberNotFound));
+        assert_eq!(voters(&[Steady]).check_remove(1), Err(Error::NotEnoughStartedMembers));
+        let three = voters(&[Steady, Steady, Down]);
+        assert_eq!(three.check_remove(3), Ok(()), "it is down already");
+        assert_eq!(three.check_remove(2), Err(Error::UnhealthyCluster));
+        assert_eq!(three.check_remove(1), Err(Error::UnhealthyCluster));
+        assert_eq!(voters(&[Steady, Steady, Steady]).check_remove(1), Ok(()));
+        assert_eq!(voters(&[Steady, Steady]).check_remove(2), Ok(()));
+        let unstarted = with(voters(&[Steady, Steady]), member(3, "", false), Down);
+        assert_eq!(unstarted.check_remove(3), Ok(()));
+        assert_eq!(unstarted.check_remove(2), Err(Error::NotEnoughStartedMembers));
+        let learning = with(voters(&[Steady, Down]), member(3, "", true), Down);
+        assert_eq!(learning.check_remove(3), Ok(()));
+    }
+
+    #[test]
+    fn an_update_needs_free_urls() {
+        let view = voters(&[Steady, Down]);
+        let update = |id, url: &str| {
+            let peer_ur_ls = add(url, false).peer_ur_ls;
+            view.check_update(&MemberUpdateRequest { id, peer_ur_ls })
+        };
+        assert_eq!(update(9, FREE), Err(Error::MemberNotFound));
+        assert_eq!(update(1, ""), Err(Error::MemberBadUrls));
+        assert_eq!(update(1, "http://127.0.0.1:2382"), Err(Error::PeerUrlExists));
+        assert_eq!(update(1, "http://127.0.0.1:2381"), Ok(()), "its own");
+        assert_eq!(update(1, FREE), Ok(()));
+    }
+
+    #[test]
+    fn only_learners_are_promoted_and_only_where_enough_have_started() {
+        assert_eq!(voters(&[Steady]).check_promote(9), Err(Error::MemberNotFound));
+        assert_eq!(voters(&[Steady]).check_promote(1), Err(Error::MemberNotLearner));
+        let learning = || with(voters(&[Steady]), member(2, "l", true), Steady);
+        assert_eq!(learning().check_promote(2), Ok(()));
+        let waiting = with(learning(), member(3, "", false), Down);
+        assert_eq!(waiting.check_promote(2), Ok(()), "two of three");
+        let more = with(waiting, member(4, "", false), Down);
+        assert_eq!(more.check_promote(2), Err(Error::NotEnoughStartedMembers));
     }
 }

@@ -158,15 +158,7 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         self.gate.unary(&metadata, false)?;
-        let mut response =
-            LeaseTimeToLiveResponse { id: request.id, ttl: -1, ..Default::default() };
-        if let Some((row, left)) = self.lessor.time_to_live(request.id).await? {
-            response.ttl = left;
-            response.granted_ttl = row.ttl;
-            if request.keys {
-                response.keys = self.reader.lease_keys(request.id);
-            }
-        }
+        let mut response = self.lessor.time_to_live(request.id, request.keys).await?;
         response.header = Some(header(&self.node, self.reader.revision()));
         Ok(Response::new(response))
     }

@@ -14,6 +14,7 @@ mod kv;
 mod lease;
 mod maintenance;
 mod range_stream;
+pub(crate) mod side;
 mod snapshot;
 
 use std::sync::Arc;

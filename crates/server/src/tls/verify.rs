@@ -30,6 +30,12 @@ const NOT_ALLOWED: &str = "client certificate authentication failed";
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     revoked_serials: HashSet<Vec<u8>>,
+    names: NameRules,
+}
+
+/// Which names a certificate must carry; none means any.
+#[derive(Debug)]
+pub(super) struct NameRules {
     allowed_cn: Vec<String>,
     allowed_hostname: Vec<ServerName<'static>>,
 }
@@ -44,38 +50,75 @@ impl ClientVerifier {
         provider: &Arc<CryptoProvider>,
     ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
         let path = &settings.trusted_ca_file;
-        let content = |what, path: &String, reason: String| TlsError::Content {
-            path: path.clone(),
-            what,
-            reason,
-        };
-        let mut roots = RootCertStore::empty();
-        let (added, _) = roots.add_parsable_certificates(read_certificates(path)?);
-        if added == 0 {
-            let reason = "no certificate in it can be parsed".to_owned();
-            return Err(content("authority", path, reason));
-        }
-        let chain =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
-                .build()
-                .map_err(|error| content("authority", path, error.to_string()))?;
+        let roots = read_roots(path)?;
+        let chain = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
+            .build()
+            .map_err(|error| TlsError::Content {
+                path: path.clone(),
+                what: "authority",
+                reason: error.to_string(),
+            })?;
         let revoked_serials = match settings.crl_file.as_str() {
             "" => HashSet::new(),
             path => revoked_serials(path)?,
         };
-        let allowed_hostname = settings
-            .allowed_hostname
-            .iter()
-            .map(|name| {
-                ServerName::try_from(name.clone())
-                    .map_err(|error| content("allowed host name", name, error.to_string()))
-            })
-            .collect::<Result<_, _>>()?;
-        let allowed_cn = settings.allowed_cn.clone();
-        Ok(Arc::new(Self { chain, revoked_serials, allowed_cn, allowed_hostname }))
+        let names = NameRules::new(settings)?;
+        Ok(Arc::new(Self { chain, revoked_serials, names }))
     }
 
-    fn check_names(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+    fn check_revocation(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        if self.revoked_serials.is_empty() {
+            return Ok(());
+        }
+        let (_, parsed) = X509Certificate::from_der(certificate)
+            .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        if self.revoked_serials.contains(parsed.raw_serial()) {
+            return Err(Error::InvalidCertificate(CertificateError::Revoked));
+        }
+        Ok(())
+    }
+}
+
+/// The authorities of a PEM file.
+///
+/// # Errors
+/// The file cannot be read, or none of its certificates can be used.
+pub(super) fn read_roots(path: &str) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(read_certificates(path)?);
+    if added == 0 {
+        return Err(TlsError::Content {
+            path: path.to_owned(),
+            what: "authority",
+            reason: "no certificate in it can be parsed".to_owned(),
+        });
+    }
+    Ok(Arc::new(roots))
+}
+
+impl NameRules {
+    /// The rules of the flags.
+    ///
+    /// # Errors
+    /// An allowed host name that is none.
+    pub(super) fn new(settings: &TlsSettings) -> Result<Self, TlsError> {
+        let parse = |name: &String| {
+            ServerName::try_from(name.clone()).map_err(|error| TlsError::Content {
+                path: name.clone(),
+                what: "allowed host name",
+                reason: error.to_string(),
+            })
+        };
+        let allowed_hostname =
+            settings.allowed_hostname.iter().map(parse).collect::<Result<_, _>>()?;
+        Ok(Self { allowed_cn: settings.allowed_cn.clone(), allowed_hostname })
+    }
+
+    /// Checks the names of a certificate whose chain is good.
+    ///
+    /// # Errors
+    /// None of its names is allowed.
+    pub(super) fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
         let refused = || Error::General(NOT_ALLOWED.to_owned());
         if !self.allowed_cn.is_empty() {
             let cn = common_name(certificate).ok_or_else(refused)?;
@@ -89,18 +132,6 @@ impl ClientVerifier {
             if !names.any(|name| verify_server_name(&parsed, name).is_ok()) {
                 return Err(refused());
             }
-        }
-        Ok(())
-    }
-
-    fn check_revocation(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
-        if self.revoked_serials.is_empty() {
-            return Ok(());
-        }
-        let (_, parsed) = X509Certificate::from_der(certificate)
-            .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        if self.revoked_serials.contains(parsed.raw_serial()) {
-            return Err(Error::InvalidCertificate(CertificateError::Revoked));
         }
         Ok(())
     }
@@ -119,7 +150,7 @@ impl ClientCertVerifier for ClientVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
         self.check_revocation(end_entity)?;
-        self.check_names(end_entity)?;
+        self.names.check(end_entity)?;
         Ok(verified)
     }
 

@@ -1,0 +1,133 @@
+//! Asks every other member once a second which version it runs. The answers say three things: since
+//! when each member is connected, how long the way there and back takes, and which versions the
+//! cluster has. It decides nothing; member changes, metrics and the cluster version read it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use kelson_api::peer::VersionRequest;
+use kelson_api::peer::side_client::SideClient;
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+
+use crate::app::App;
+
+/// Time between two questions to one member.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is known of the other members.
+#[derive(Default)]
+pub struct Probes {
+    members: Mutex<BTreeMap<u64, Probe>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Probe {
+    /// Since when every question was answered.
+    active_since: Option<Instant>,
+    /// The last answer.
+    version: Option<String>,
+}
+
+impl Probes {
+    /// Since when a member has answered every question; `None` if it did not answer the last one.
+    #[must_use]
+    pub fn active_since(&self, member: u64) -> Option<Instant> {
+        self.members.lock().get(&member)?.active_since
+    }
+
+    /// The version that a member said it runs, the last time that it answered.
+    #[must_use]
+    pub fn version(&self, member: u64) -> Option<String> {
+        self.members.lock().get(&member)?.version.clone()
+    }
+
+    /// Forgets all members but these.
+    fn retain(&self, known: &[u64]) {
+        self.members.lock().retain(|id, _| known.contains(id));
+    }
+
+    fn answered(&self, member: u64, version: String, now: Instant) {
+        let mut members = self.members.lock();
+        let probe = members.entry(member).or_default();
+        probe.active_since.get_or_insert(now);
+        probe.version = Some(version);
+    }
+
+    /// Returns whether the member was connected until now.
+    fn failed(&self, member: u64) -> bool {
+        let mut members = self.members.lock();
+        members.entry(member).or_default().active_since.take().is_some()
+    }
+}
+
+/// Asks until it is dropped.
+pub(super) async fn run(app: App) {
+    let mut tick = tokio::time::interval(INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // One question per member at most: a round is over when all have been answered or given up.
+    let mut asking = JoinSet::new();
+    loop {
+        tick.tick().await;
+        let own = app.node.status().member_id;
+        let members = app.reader.members().into_iter().map(|member| member.id);
+        let others: Vec<u64> = members.filter(|id| *id != own).collect();
+        app.probes.retain(&others);
+        for member in others {
+            asking.spawn(ask(app.clone(), own, member));
+        }
+        while asking.join_next().await.is_some() {}
+    }
+}
+
+async fn ask(app: App, own: u64, member: u64) {
+    let channel = app.node.peer_channel(member);
+    let started = Instant::now();
+    let mut client = SideClient::new(channel);
+    let asked = client.version(VersionRequest {});
+    let answer = tokio::time::timeout(app.limits.election_timeout, asked).await;
+    let peers = &app.metrics.peers;
+    let to = format!("{member:x}");
+    match answer {
+        Ok(Ok(answer)) => {
+            peers.round_trip.with_label_values(&[&to]).observe(started.elapsed().as_secs_f64());
+            app.probes.answered(member, answer.into_inner().etcd_version, Instant::now());
+        }
+        Ok(Err(_)) | Err(_) => {
+            peers.sent_failures.with_label_values(&[&to]).inc();
+            if app.probes.failed(member) {
+                peers.disconnected.with_label_values(&[&format!("{own:x}"), &to]).inc();
+            }
+        }
+    }
+}
+
+/// All other members with their ids and whether they are connected, for the metrics.
+#[must_use]
+pub fn connections(app: &App) -> Vec<(u64, bool)> {
+    let own = app.node.status().member_id;
+    let members = app.reader.members().into_iter().map(|member| member.id);
+    let others = members.filter(|id| *id != own);
+    others.map(|id| (id, app.probes.active_since(id).is_some())).collect()
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_failure_starts_the_time_anew() {
+        let probes = Probes::default();
+        let start = Instant::now();
+        assert_eq!(probes.active_since(7), None);
+        assert!(!probes.failed(7), "it never was connected");
+        probes.answered(7, "3.7.1".to_owned(), start);
+        probes.answered(7, "3.7.3".to_owned(), start + Duration::from_secs(1));
+        assert_eq!(probes.active_since(7), Some(start));
+        assert!(probes.failed(7));
+        assert_eq!((probes.active_since(7), probes.version(7)), (None, Some("3.7.3".to_owned())));
+        probes.retain(&[8]);
+        assert_eq!(probes.version(7), None);
+    }
+}
