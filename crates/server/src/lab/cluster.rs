@@ -1,6 +1,6 @@
 //! Changes of membership through the cluster's own API, as any operator would make them: asked of
-//! one running member, which passes them to the leader. Nothing is tried twice here but promotion,
-//! which the cluster refuses until the learner has caught up.
+//! one running member, which passes them to the leader. Only refusals that pass by themselves are tried
+//! again: a cluster too young for an addition, and a learner that has not caught up.
 
 use std::time::Duration;
 
@@ -11,8 +11,12 @@ use tonic::transport::Channel;
 
 /// Longest time for one call; the members' own limit is 7 s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause between two attempts to promote.
-const PROMOTE_PAUSE: Duration = Duration::from_millis(500);
+/// Pause between two attempts.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The answer to an addition that would come too early; nothing was changed then.
+const UNHEALTHY: &str = "etcdserver: unhealthy cluster";
+/// After so many attempts, ten seconds, the answer is the user's.
+const ADD_ATTEMPTS_MAX: u32 = 20;
 /// After so many attempts, two minutes at least, promotion is left to the user.
 const PROMOTE_ATTEMPTS_MAX: u32 = 240;
 
@@ -28,7 +32,15 @@ pub(crate) async fn add(
 ) -> Result<String, String> {
     let request = pb::MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner };
     let mut client = ClusterClient::new(channel);
-    let answer = call(client.member_add(request)).await?;
+    let mut attempts = 1;
+    let answer = loop {
+        match call(client.member_add(request.clone())).await {
+            // Members must have seen each other for some seconds; a new lab's have not.
+            Err(text) if text == UNHEALTHY && attempts < ADD_ATTEMPTS_MAX => attempts += 1,
+            other => break other?,
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
     let new = answer.member.unwrap_or_default().id;
     let entry = |member: &pb::Member| {
         // A member that has not started yet has no name in the list; any name will do there.
@@ -61,7 +73,7 @@ pub(crate) async fn promote(channel: Channel, peer_url: &str) -> Result<(), Stri
             }
             Err(text) => last = text,
         }
-        tokio::time::sleep(PROMOTE_PAUSE).await;
+        tokio::time::sleep(PAUSE).await;
     }
     Err(last)
 }

@@ -411,7 +411,7 @@ impl Host {
             match &settled {
                 Ok(true) => {
                     let summary = self.view().summary();
-                    self.reply(reply, Ok(summary));
+                    self.show(reply, summary);
                 }
                 Err(text) => self.reply(reply, Err(text.clone())),
                 Ok(false) if now > deadline => {
@@ -437,7 +437,12 @@ impl Host {
     /// Gives an answer to whoever asked, and notes what was done.
     pub(crate) fn reply(&mut self, reply: Reply, told: Told) {
         match reply {
-            Reply::Here => self.front.tell(told),
+            Reply::Here => {
+                if let Ok(text) = &told {
+                    self.front.note(stamped(text), EVENTS_MAX);
+                }
+                self.front.tell(told);
+            }
             Reply::Shell(shell) => {
                 if let Ok(text) = &told {
                     self.event(text.lines().next().unwrap_or_default());
@@ -460,12 +465,7 @@ impl Host {
 
     /// Notes that something happened.
     pub(crate) fn event(&mut self, text: &str) {
-        let seconds = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs())
-            % 86_400;
-        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-        self.front.event(format!("{hour:02}:{minute:02}:{second:02} {text}"), EVENTS_MAX);
+        self.front.event(stamped(text), EVENTS_MAX);
     }
 
     /// Asks all members to stop; asked twice, kills them.
@@ -512,6 +512,14 @@ impl Host {
         drop(self);
         socket.drain().await;
     }
+}
+
+/// A text with the time of day in front, in UTC as in the members' logs.
+fn stamped(text: &str) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let seconds = now.map_or(0, |since| since.as_secs()) % 86_400;
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{hour:02}:{minute:02}:{second:02} {text}")
 }
 
 impl Member {

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::io::{BufRead, IsTerminal};
 
 use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use crossterm::style::Print;
+use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
 use futures::StreamExt;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -51,8 +53,8 @@ struct Ui {
     selected: usize,
     events: VecDeque<String>,
     message: Told,
-    /// A text over everything, until the next key.
-    page: Option<String>,
+    /// A text stands in place of the view, until the next key.
+    has_page: bool,
     /// The member that a second `x` removes.
     armed: Option<u16>,
 }
@@ -75,7 +77,7 @@ impl Front {
             selected: 0,
             events: VecDeque::new(),
             message: Ok(String::new()),
-            page: None,
+            has_page: false,
             armed: None,
         };
         self.screen = Some(Screen { terminal, ui });
@@ -107,7 +109,9 @@ impl Front {
 
     /// Draws the screen, if there is one.
     pub(crate) fn draw(&mut self, view: &View) {
-        if let Some(Screen { terminal, ui }) = &mut self.screen {
+        if let Some(Screen { terminal, ui }) = &mut self.screen
+            && !ui.has_page
+        {
             // A terminal that has gone away sends a hangup, which ends the lab.
             let _gone = terminal.draw(|frame| ui.draw(frame, view));
         }
@@ -125,7 +129,7 @@ impl Front {
     /// Shows a longer text that was asked for here.
     pub(crate) fn show(&mut self, text: String) {
         match &mut self.screen {
-            Some(screen) => screen.ui.page = Some(text),
+            Some(screen) => screen.open_page(&text),
             None => super::say(&text),
         }
     }
@@ -143,12 +147,23 @@ impl Front {
         }
     }
 
+    /// Notes a command given here among the events; where there are only lines, its answer is one.
+    pub(crate) fn note(&mut self, line: String, max: usize) {
+        if self.screen.is_some() {
+            self.event(line, max);
+        }
+    }
+
     /// Turns input into a command, where it is one.
     pub(crate) fn take(&mut self, input: Input, view: &View) -> Option<Result<Command, String>> {
         match (input, &mut self.screen) {
             (Input::Line(line), _) if line.trim().is_empty() => None,
             (Input::Line(line), _) => Some(Command::parse(&line)),
             (Input::Event(Event::Key(key)), Some(screen)) if key.kind == KeyEventKind::Press => {
+                if screen.ui.has_page {
+                    screen.close_page();
+                    return None;
+                }
                 screen.ui.key(key, view).map(Ok)
             }
             (Input::Event(_), _) => None,
@@ -174,6 +189,24 @@ fn read_lines(sender: mpsc::Sender<Input>) {
     });
 }
 
+impl Screen {
+    /// Shows a text on the ordinary screen behind the view: there the terminal itself breaks long
+    /// lines, so that they are copied whole.
+    fn open_page(&mut self, text: &str) {
+        // Keys still come one by one, and the terminal does not return the cursor by itself.
+        let text = format!("{text}\n(any key goes back)\n").replace('\n', "\r\n");
+        let mut out = std::io::stdout();
+        self.ui.has_page = crossterm::execute!(out, LeaveAlternateScreen, Print(text)).is_ok();
+    }
+
+    fn close_page(&mut self) {
+        self.ui.has_page = false;
+        // A terminal that has gone away sends a hangup, which ends the lab.
+        let _gone = crossterm::execute!(std::io::stdout(), EnterAlternateScreen);
+        let _gone = self.terminal.clear();
+    }
+}
+
 impl Ui {
     fn key(&mut self, key: KeyEvent, view: &View) -> Option<Command> {
         let armed = self.armed.take();
@@ -182,9 +215,6 @@ impl Ui {
             || (key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL));
         if is_quit {
             return Some(Command::Quit);
-        }
-        if self.page.take().is_some() {
-            return None;
         }
         let count = view.members.len();
         let row = view.members.get(self.selected.min(count.saturating_sub(1)))?;
@@ -220,11 +250,6 @@ impl Ui {
     }
 
     fn draw(&mut self, frame: &mut Frame, view: &View) {
-        if let Some(page) = &self.page {
-            let text = format!("{page}\n(any key goes back)");
-            frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: false }), frame.area());
-            return;
-        }
         let rows = u16::try_from(view.members.len()).unwrap_or(u16::MAX).saturating_add(1);
         let [head, table, _, events, message, keys] = Layout::vertical([
             Constraint::Length(2),
@@ -306,7 +331,7 @@ mod tests {
 
     fn ui() -> Ui {
         let (events, message) = (VecDeque::from(["10:00:00 m1 leads".to_owned()]), Ok("".into()));
-        Ui { selected: 0, events, message, page: None, armed: None }
+        Ui { selected: 0, events, message, has_page: false, armed: None }
     }
 
     fn view() -> View {
@@ -358,15 +383,11 @@ mod tests {
     }
 
     #[test]
-    fn removal_asks_twice_and_a_page_takes_one_key() {
+    fn removal_asks_twice() {
         let mut ui = ui();
         assert_eq!(press(&mut ui, KeyCode::Char('x')), None);
         assert_eq!(press(&mut ui, KeyCode::Down), None);
         assert_eq!(press(&mut ui, KeyCode::Char('x')), None, "another key lets go");
         assert!(press(&mut ui, KeyCode::Char('x')).is_some());
-        ui.page = Some("etcdctl put".into());
-        assert!(drawn(&mut ui, 80).contains("etcdctl put"));
-        assert_eq!(press(&mut ui, KeyCode::Char('k')), None);
-        assert_eq!(ui.page, None);
     }
 }
