@@ -37,6 +37,7 @@ struct WatchStream {
 
 /// One script's session.
 pub struct Session {
+    authority: String,
     channel: Channel,
     streams: BTreeMap<String, WatchStream>,
 }
@@ -49,7 +50,8 @@ impl Session {
         let channel = Channel::from_shared(endpoint.to_string())
             .expect("the endpoint is a URL")
             .connect_lazy();
-        Session { channel, streams: BTreeMap::new() }
+        let authority = endpoint.trim_start_matches("http://").to_string();
+        Session { authority, channel, streams: BTreeMap::new() }
     }
 
     /// Runs one command line and returns what came back; a call without an answer ends after 20 s.
@@ -64,11 +66,11 @@ impl Session {
         let name = words.string().expect("a command has a name");
         let lines = match name.as_str() {
             "w" => self.watch_command(&mut words).await,
-            "recv" | "recvset" | "quiet" | "close" => self.stream_command(&name, &mut words).await,
+            "recv" | "recvset" | "sum" | "quiet" | "close" => self.stream_command(&name, &mut words).await,
             "grant" | "revoke" | "keepalive" | "ttl" | "leases" => {
                 self.lease_command(&name, &mut words).await
             }
-            "range" | "stream" | "put" | "del" | "txn" | "compact" => {
+            "range" | "stream" | "put" | "fill" | "del" | "txn" | "compact" => {
                 self.kv_command(&name, &mut words).await
             }
             _ => self.other_command(&name, &mut words).await,
@@ -87,16 +89,31 @@ impl Session {
             "stream" => {
                 let mut chunks = kv.range_stream(parse::range(words)).await?.into_inner();
                 let mut whole = pb::RangeResponse::default();
+                let mut headers = 0;
                 while let Some(chunk) = chunks.message().await? {
                     let part = chunk.range_response.unwrap_or_default();
                     whole.kvs.extend(part.kvs);
+                    headers += usize::from(part.header.is_some());
                     (whole.header, whole.more, whole.count) = (part.header, part.more, part.count);
                 }
-                format::range(&whole)
+                let mut lines = format::range(&whole);
+                // Only the last message has one.
+                if headers != 1 {
+                    lines.push(format!("{headers} messages with a header"));
+                }
+                lines
             }
             "put" => format::put(kv.put(parse::put(words)).await?.get_ref()),
             "del" => format::delete(kv.delete_range(parse::delete(words)).await?.get_ref()),
             "txn" => format::txn(kv.txn(parse::txn(words)).await?.get_ref()),
+            "fill" => {
+                let (keys, prefix) = (words.number(), words.string().unwrap_or_default());
+                for i in 0..keys {
+                    let key = format!("{prefix}{i:05}").into();
+                    kv.put(pb::PutRequest { key, ..Default::default() }).await?;
+                }
+                vec![]
+            }
             _ => {
                 let revision = words.number();
                 let physical = words.string().is_some_and(|word| word == "physical");
@@ -234,6 +251,7 @@ impl Session {
                 }
                 lines.extend(received.into_iter().flatten());
             }
+            "sum" => lines.push(sum(&mut stream.responses, words.number()).await?),
             "quiet" => match tokio::time::timeout(QUIET, stream.responses.message()).await {
                 Err(_) => lines.push("quiet".into()),
                 Ok(Ok(Some(response))) => lines.extend(format::watch(&response)),
@@ -290,7 +308,14 @@ impl Session {
                 vec![format::header(answer.header.as_ref())]
             }
             "moveleader" => {
-                let request = pb::MoveLeaderRequest { target_id: words.number() as u64 };
+                let target_id = match words.string().as_deref() {
+                    Some("self") => {
+                        let status = maintenance.status(pb::StatusRequest {}).await?.into_inner();
+                        status.header.map_or(0, |header| header.member_id)
+                    }
+                    id => id.and_then(|id| id.parse().ok()).expect("moveleader ID|self"),
+                };
+                let request = pb::MoveLeaderRequest { target_id };
                 let answer = maintenance.move_leader(request).await?.into_inner();
                 vec![format::header(answer.header.as_ref())]
             }
@@ -324,10 +349,38 @@ impl Session {
                 tokio::time::sleep(Duration::from_millis(words.number() as u64)).await;
                 vec![]
             }
+            "pings" => {
+                let authority = self.authority.clone();
+                let most = words.number().unsigned_abs();
+                let told = crate::pings::idle_pings(&authority, most).await;
+                vec![told.unwrap_or_else(|error| format!("the connection ended: {error}"))]
+            }
             "unknown" => unknown(&self.channel, words).await?,
             other => panic!("no command is named {other:?}"),
         })
     }
+}
+
+/// Receives until `wanted` events have come, however they are packed: how many and from where to
+/// where, with a note if they are not in order.
+async fn sum(responses: &mut Streaming<pb::WatchResponse>, wanted: i64) -> Result<String, Status> {
+    let (mut events, mut first, mut last, mut ordered, mut largest) = (0, 0, 0, true, 0);
+    while events < wanted {
+        let message = tokio::time::timeout(RECV_TIMEOUT, responses.message()).await;
+        let Ok(Some(response)) = message.unwrap_or(Ok(None)) else { break };
+        let mut revisions = std::collections::BTreeSet::new();
+        for revision in response.events.iter().flat_map(|event| &event.kv).map(|kv| kv.mod_revision)
+        {
+            first = if events == 0 { revision } else { first };
+            ordered &= revision >= last;
+            last = revision;
+            events += 1;
+            revisions.insert(revision);
+        }
+        largest = largest.max(revisions.len());
+    }
+    let bounded = largest <= 1000;
+    Ok(format!("events={events} from={first} to={last} ordered={ordered} bounded={bounded}"))
 }
 
 fn watch_create(words: &mut Words) -> pb::WatchCreateRequest {

@@ -7,5 +7,6 @@ pub mod format;
 pub mod image;
 pub mod ledger;
 pub mod parse;
+pub mod pings;
 pub mod script;
 pub mod server;

@@ -184,6 +184,9 @@ impl Call {
         }
         let method = self.method();
         method.handled[code].inc();
+        if let Some(duration) = &method.duration {
+            duration.observe(code == Code::Ok as usize, self.started);
+        }
         if let Some(handling) = &method.handling {
             handling.observe(self.started.elapsed().as_secs_f64());
         }

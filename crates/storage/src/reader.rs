@@ -23,6 +23,7 @@ use crate::mvcc::span::Span;
 use crate::mvcc::state::{Failure, State, count};
 use crate::mvcc::txn;
 use crate::mvcc::walk::{Walk, count_keys, find};
+use crate::times::StoreTimes;
 use crate::types::{
     Changes, CompactionTicket, Fatal, FeedEvent, LeaseRow, LogId, Revised, RevisionKey, Row, Sizes,
     Stats,
@@ -345,12 +346,23 @@ impl Reader {
         ticket(&self.state, self.compacted())
     }
 
+    /// Readers that hold an old revision on disk at this moment.
+    pub fn open_pins(&self) -> usize {
+        self.state.compaction.open_pins()
+    }
+
+    /// How long commands and compactions took since the start.
+    pub fn times(&self) -> StoreTimes {
+        self.state.times.read()
+    }
+
     /// Counts of what happened since the start.
     pub fn stats(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.state.counters;
         Stats {
             puts: read(&counters.puts),
+            put_bytes: read(&counters.put_bytes),
             deletes: read(&counters.deletes),
             ranges: read(&counters.ranges),
             txns: read(&counters.txns),

@@ -213,6 +213,8 @@ pub(crate) struct Delta {
 pub struct Stats {
     /// Keys put.
     pub puts: u64,
+    /// Bytes of their keys and values.
+    pub put_bytes: u64,
     /// Keys deleted.
     pub deletes: u64,
     /// Range requests, those in transactions included.

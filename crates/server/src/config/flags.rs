@@ -180,7 +180,7 @@ pub static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
         flag!(
             "grpc-keepalive-min-time",
             grpc_keepalive_min_time,
-            Never("clients that ping often are not sent away"),
+            Full,
             "Shortest time between a client's pings."
         ),
         flag!(

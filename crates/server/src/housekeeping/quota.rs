@@ -75,6 +75,16 @@ impl Quota {
         raise(&self.node, &self.reader).await?;
         Err(Error::NoSpace)
     }
+
+    /// Looks again at a request that has been agreed on and applied: others may have used the room
+    /// that it was let in for. It stays applied; the caller learns that the store is full, as with
+    /// etcd.
+    ///
+    /// # Errors
+    /// `NoSpace` when the request does not fit any more.
+    pub async fn admit_applied(&self, cost: i64) -> Result<(), Error> {
+        self.admit(cost).await.map_err(|_| Error::NoSpace)
+    }
 }
 
 /// A number that is dear to find out and may be a little old.

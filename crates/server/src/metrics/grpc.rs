@@ -6,7 +6,10 @@ use std::collections::HashMap;
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+    exponential_buckets,
 };
+
+use super::Outcomes;
 
 /// Names of gRPC codes 0..=16 as Go prints them.
 pub const CODES: [&str; 17] = [
@@ -122,7 +125,21 @@ pub struct MethodMetrics {
     pub handled: [IntCounter; 17],
     /// `grpc_server_handling_seconds`, with `--metrics=extensive` only.
     pub handling: Option<Histogram>,
+    /// `etcd_server_request_duration_seconds`, for the calls that etcd counts there.
+    pub duration: Option<Outcomes>,
 }
+
+/// The calls whose whole duration is shown, and etcd's names of their types.
+const TIMED: [(&str, &str); 8] = [
+    ("Range", "Range"),
+    ("Put", "Put"),
+    ("DeleteRange", "DeleteRange"),
+    ("Txn", "Txn"),
+    ("Compact", "Compaction"),
+    ("LeaseGrant", "LeaseGrant"),
+    ("LeaseRevoke", "LeaseRevoke"),
+    ("Alarm", "Alarm"),
+];
 
 /// All methods by their HTTP/2 path, `/service/method`.
 pub struct GrpcMetrics {
@@ -158,6 +175,7 @@ struct Families {
     sent: IntCounterVec,
     handled: IntCounterVec,
     handling: Option<HistogramVec>,
+    duration: HistogramVec,
 }
 
 impl Families {
@@ -177,7 +195,17 @@ impl Families {
             registry.register(Box::new(made.clone())).expect("each name of this file is new");
             made
         });
+        let duration = {
+            let name = "etcd_server_request_duration_seconds";
+            let help = "Response latency distribution in seconds for each type.";
+            let buckets = exponential_buckets(0.001, 2.0, 14).expect("14 bounds above 0");
+            let options = HistogramOpts::new(name, help).buckets(buckets);
+            let made = HistogramVec::new(options, &["type", "success"]).expect("a valid name");
+            registry.register(Box::new(made.clone())).expect("each name of this file is new");
+            made
+        };
         Self {
+            duration,
             started: counters(
                 "grpc_server_started_total",
                 "Total number of RPCs started on the server.",
@@ -204,6 +232,7 @@ impl Families {
 
     fn method(&self, kind: &'static str, service: &str, method: &str) -> MethodMetrics {
         let labels = [kind, service, method];
+        let timed = TIMED.iter().find(|(timed, _)| *timed == method);
         MethodMetrics {
             kind,
             started: self.started.with_label_values(&labels),
@@ -212,6 +241,7 @@ impl Families {
             handled: CODES
                 .map(|code| self.handled.with_label_values(&[kind, service, method, code])),
             handling: self.handling.as_ref().map(|family| family.with_label_values(&labels)),
+            duration: timed.map(|(_, name)| Outcomes::new(&self.duration, &[name])),
         }
     }
 }

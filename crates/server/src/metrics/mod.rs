@@ -7,10 +7,12 @@ pub mod grpc;
 pub mod peers;
 pub mod sources;
 
+use std::time::Instant;
+
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder, exponential_buckets,
 };
 
@@ -32,6 +34,9 @@ pub struct Metrics {
     pub server_healthchecks: IntCounterVec,
     /// `etcd_server_client_requests_total{type,client_api_version}`.
     pub server_client_requests: IntCounterVec,
+
+    /// `etcd_server_range_duration_seconds{success}`: reads of ranges, without waiting for consensus.
+    pub server_range_duration: Outcomes,
 
     /// `etcd_network_client_grpc_received_bytes_total`: request bytes of all gRPC calls.
     pub network_client_grpc_received_bytes: IntCounter,
@@ -103,6 +108,11 @@ impl Metrics {
                 "etcd_server_client_requests_total",
                 "The number of client requests by kind and client API version.",
                 &["type", "client_api_version"],
+            ),
+            server_range_duration: made.outcomes(
+                "etcd_server_range_duration_seconds",
+                "The latency distributions of txn.Range",
+                (0.0001, 20),
             ),
             network_client_grpc_received_bytes: made.counter(
                 "etcd_network_client_grpc_received_bytes_total",
@@ -192,6 +202,26 @@ impl Metrics {
     }
 }
 
+/// Times of something that succeeds or fails, resolved once so that counting costs little.
+pub struct Outcomes {
+    failed: Histogram,
+    succeeded: Histogram,
+}
+
+impl Outcomes {
+    /// The histograms of one kind: `labels` without the last one, which is `success`.
+    fn new(family: &HistogramVec, labels: &[&str]) -> Self {
+        let of = |success| family.with_label_values(&[labels, &[success]].concat());
+        Self { failed: of("false"), succeeded: of("true") }
+    }
+
+    /// Counts one that began at `start` and has just ended.
+    pub fn observe(&self, is_success: bool, start: Instant) {
+        let times = if is_success { &self.succeeded } else { &self.failed };
+        times.observe(start.elapsed().as_secs_f64());
+    }
+}
+
 /// Makes and registers metrics of fixed names: a clash would be a mistake in this file.
 struct Maker<'a> {
     registry: &'a Registry,
@@ -218,6 +248,12 @@ impl Maker<'_> {
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.keep(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn outcomes(&self, name: &str, help: &str, (first, count): (f64, usize)) -> Outcomes {
+        let buckets = exponential_buckets(first, 2.0, count).expect("first > 0 and count > 0");
+        let options = HistogramOpts::new(name, help).buckets(buckets);
+        Outcomes::new(&self.keep(HistogramVec::new(options, &["success"])), &[])
     }
 
     /// Buckets double from `first`, `count` times.

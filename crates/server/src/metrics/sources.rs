@@ -7,6 +7,8 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 
+use kelson_storage::{StoreTimes, TimesRead};
+
 use crate::app::App;
 use crate::config::FeatureGates;
 use crate::version::{ETCD_VERSION, KELSON_VERSION};
@@ -171,6 +173,17 @@ fn store(families: &mut Families, app: &App) {
         reader.compacted() as f64,
     );
     let stats = reader.stats();
+    families.gauge(
+        "etcd_debugging_mvcc_total_put_size_in_bytes",
+        "The total size of put kv pairs seen by this member.",
+        stats.put_bytes as f64,
+    );
+    families.gauge(
+        "etcd_mvcc_db_open_read_transactions",
+        "The number of readers that hold an old revision.",
+        reader.open_pins() as f64,
+    );
+    times(families, &reader.times());
     let counters = [
         ("etcd_mvcc_put_total", "Total number of puts seen by this member.", stats.puts),
         ("etcd_mvcc_delete_total", "Total number of deletes seen by this member.", stats.deletes),
@@ -187,16 +200,65 @@ fn store(families: &mut Families, app: &App) {
     }
 }
 
+fn times(families: &mut Families, times: &StoreTimes) {
+    let rows = times.apply.iter().map(|(op, is_success, read)| {
+        let success = if *is_success { "true" } else { "false" };
+        let labels = labels(&[("version", "v3"), ("op", op), ("success", success)]);
+        (labels, read.clone())
+    });
+    families.timed(
+        "etcd_server_apply_duration_seconds",
+        "The latency distributions of commands applied.",
+        rows.collect(),
+    );
+    families.counter(
+        "etcd_server_slow_apply_total",
+        "The total number of slow apply requests.",
+        times.slow_applies,
+    );
+    families.gauge(
+        "etcd_debugging_mvcc_db_compaction_last",
+        "The unix time of the last db compaction. Resets to 0 on start.",
+        times.last_compaction as f64,
+    );
+    families.timed(
+        "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
+        "Bucketed histogram of db compaction total duration.",
+        vec![(Vec::new(), in_milliseconds(&times.compaction))],
+    );
+    families.timed(
+        "etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds",
+        "Bucketed histogram of index compaction pause duration.",
+        vec![(Vec::new(), in_milliseconds(&times.index_compaction))],
+    );
+}
+
+fn in_milliseconds(times: &TimesRead) -> TimesRead {
+    TimesRead {
+        buckets: times.buckets.iter().map(|(bound, calls)| (bound * 1000.0, *calls)).collect(),
+        count: times.count,
+        seconds: times.seconds * 1000.0,
+    }
+}
+
 fn log(families: &mut Families, app: &App) {
     use kelson_storage::log::fsync_bucket_bound;
     let stats = app.node.log().stats();
+    families.timed(
+        "etcd_disk_wal_write_duration_seconds",
+        "The latency distributions of write called by WAL.",
+        vec![(Vec::new(), app.node.log().write_times())],
+    );
     let bounds = (0..stats.fsync_buckets.len() - 1).map(fsync_bucket_bound);
-    families.histogram(
+    let fsyncs = TimesRead {
+        buckets: bounds.zip(stats.fsync_buckets).collect(),
+        count: stats.fsyncs,
+        seconds: stats.fsync_seconds,
+    };
+    families.timed(
         "etcd_disk_wal_fsync_duration_seconds",
         "The latency distributions of fsync called by WAL.",
-        bounds.zip(stats.fsync_buckets),
-        stats.fsyncs,
-        stats.fsync_seconds,
+        vec![(Vec::new(), fsyncs)],
     );
     families.gauge(
         "etcd_disk_wal_write_bytes_total",
@@ -220,6 +282,18 @@ fn process(families: &mut Families) {
         "Maximum amount of virtual memory available in bytes.",
         memory_max,
     );
+    if let Some((received, sent)) = network_octets() {
+        families.float_counter(
+            "process_network_receive_bytes_total",
+            "Number of bytes received by the process over the network.",
+            received,
+        );
+        families.float_counter(
+            "process_network_transmit_bytes_total",
+            "Number of bytes sent by the process over the network.",
+            sent,
+        );
+    }
     let Some(stat) = ProcessStat::read() else { return };
     families.gauge(
         "process_resident_memory_bytes",
@@ -241,6 +315,22 @@ fn process(families: &mut Families) {
         "Total user and system CPU time spent in seconds.",
         stat.cpu_seconds,
     );
+}
+
+/// IP bytes received and sent in this network namespace, as Prometheus' Go client shows them.
+fn network_octets() -> Option<(f64, f64)> {
+    octets_of(&fs::read_to_string("/proc/self/net/netstat").ok()?)
+}
+
+/// The file has a line of names and a line of numbers for each protocol.
+fn octets_of(netstat: &str) -> Option<(f64, f64)> {
+    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("IpExt: "));
+    let (names, numbers) = (lines.next()?, lines.next()?);
+    let column = |wanted| {
+        let mut columns = names.split(' ').zip(numbers.split(' '));
+        columns.find(|(name, _)| *name == wanted)?.1.parse::<f64>().ok()
+    };
+    Some((column("InOctets")?, column("OutOctets")?))
 }
 
 /// The numbers of `/proc/self/stat` that are shown.
@@ -324,30 +414,30 @@ impl Families {
         self.push(name, help, MetricType::COUNTER, vec![metric]);
     }
 
-    /// A histogram from counts per bucket; what is in none of them is above all bounds.
-    fn histogram(
-        &mut self,
-        name: &str,
-        help: &str,
-        buckets: impl Iterator<Item = (f64, u64)>,
-        count: u64,
-        sum: f64,
-    ) {
-        let mut seen = 0;
-        let cumulative = buckets.map(|(bound, calls)| {
-            seen += calls;
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(bound);
-            bucket.set_cumulative_count(seen);
-            bucket
-        });
-        let mut histogram = Histogram::default();
-        histogram.set_bucket(cumulative.collect());
-        histogram.set_sample_count(count);
-        histogram.set_sample_sum(sum);
-        let mut metric = Metric::default();
-        metric.set_histogram(histogram);
-        self.push(name, help, MetricType::HISTOGRAM, vec![metric]);
+    /// A histogram per set of labels; left out while there is none.
+    fn timed(&mut self, name: &str, help: &str, rows: Vec<(Vec<LabelPair>, TimesRead)>) {
+        if rows.is_empty() {
+            return;
+        }
+        let metric = |(labels, times): (Vec<LabelPair>, TimesRead)| {
+            let mut seen = 0;
+            let cumulative = times.buckets.iter().map(|(bound, calls)| {
+                seen += calls;
+                let mut bucket = Bucket::default();
+                bucket.set_upper_bound(*bound);
+                bucket.set_cumulative_count(seen);
+                bucket
+            });
+            let mut histogram = Histogram::default();
+            histogram.set_bucket(cumulative.collect());
+            histogram.set_sample_count(times.count);
+            histogram.set_sample_sum(times.seconds);
+            let mut metric = Metric::from_label(labels);
+            metric.set_histogram(histogram);
+            metric
+        };
+        let metrics = rows.into_iter().map(metric).collect();
+        self.push(name, help, MetricType::HISTOGRAM, metrics);
     }
 }
 
@@ -379,9 +469,20 @@ mod tests {
     }
 
     #[test]
+    fn network_bytes_are_found_by_name() {
+        let text = "TcpExt: A InOctets\nTcpExt: 1 2\nIpExt: X InOctets OutOctets\nIpExt: 3 4 5\n";
+        assert_eq!(octets_of(text), Some((4.0, 5.0)));
+        assert_eq!(octets_of("IpExt: InOctets\nIpExt: 4\n"), None);
+        assert_eq!(octets_of(""), None);
+    }
+
+    #[test]
     fn histograms_are_cumulative() {
         let mut families = Families::default();
-        families.histogram("h", "", [(1.0, 2), (2.0, 3)].into_iter(), 6, 9.5);
+        let times = TimesRead { buckets: vec![(1.0, 2), (2.0, 3)], count: 6, seconds: 9.5 };
+        families.timed("h", "", vec![(labels(&[("op", "x")]), times)]);
+        families.timed("none", "", Vec::new());
+        assert_eq!(families.0.len(), 1);
         let histogram = families.0[0].get_metric()[0].get_histogram().clone();
         let counts: Vec<u64> =
             histogram.get_bucket().iter().map(Bucket::cumulative_count).collect();

@@ -2,6 +2,7 @@
 //! come in etcd's order, because a request with several faults must get etcd's error.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use kelson_api::Error;
 use kelson_api::command::command::Op;
@@ -22,6 +23,7 @@ use crate::app::App;
 use crate::header::header;
 use crate::housekeeping::quota::{self, Quota};
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::validate;
 
 /// Serves keys and values.
@@ -30,6 +32,7 @@ pub(super) struct KvService {
     reader: Reader,
     limits: Arc<Limits>,
     gate: Gate,
+    metrics: Arc<Metrics>,
     quota: Quota,
     blocking: Blocking,
 }
@@ -42,6 +45,7 @@ impl KvService {
             reader: app.reader.clone(),
             limits: Arc::clone(&app.limits),
             gate: Gate::new(app),
+            metrics: Arc::clone(&app.metrics),
             quota: Quota::new(app.node.clone(), app.reader.clone(), quota),
             blocking: Blocking::new(),
         }
@@ -57,11 +61,19 @@ impl KvService {
     }
 
     async fn read(&self, request: RangeRequest) -> Result<(RangeResponse, i64), Status> {
-        if self.reader.is_quick(&request) {
-            return Ok(self.reader.range(&request)?);
+        let start = Instant::now();
+        let answer = if self.reader.is_quick(&request) {
+            self.reader.range(&request)
+        } else {
+            let reader = self.reader.clone();
+            self.blocking.run(move || reader.range(&request)).await?
+        };
+        self.metrics.server_range_duration.observe(answer.is_ok(), start);
+        let (took, expected) = (start.elapsed(), self.limits.warning_apply_duration);
+        if took > expected && !expected.is_zero() {
+            tracing::warn!(op = "Range", ?took, ?expected, "apply request took too long");
         }
-        let reader = self.reader.clone();
-        Ok(self.blocking.run(move || reader.range(&request)).await??)
+        Ok(answer?)
     }
 
     async fn read_txn(&self, request: TxnRequest) -> Result<(TxnResponse, i64), Status> {
@@ -118,11 +130,13 @@ impl Kv for KvService {
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         self.gate.unary(&metadata, false)?;
-        self.quota.admit(quota::put_cost(&request)).await?;
+        let cost = quota::put_cost(&request);
+        self.quota.admit(cost).await?;
         validate::put(&request)?;
         let outcome = self.node.propose(Op::Put(request)).await?;
         match outcome.result? {
             Reply::Put(mut response) => {
+                self.quota.admit_applied(cost).await?;
                 response.header = Some(header(&self.node, outcome.revision));
                 Ok(Response::new(response))
             }
@@ -150,7 +164,8 @@ impl Kv for KvService {
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         self.gate.unary(&metadata, false)?;
-        self.quota.admit(quota::txn_cost(&request)).await?;
+        let cost = quota::txn_cost(&request);
+        self.quota.admit(cost).await?;
         validate::txn(&request, self.limits.max_txn_ops)?;
         let (mut response, revision) = if validate::is_read_only(&request) {
             self.catch_up(validate::is_serializable(&request)).await?;
@@ -158,7 +173,10 @@ impl Kv for KvService {
         } else {
             let outcome = self.node.propose(Op::Txn(request)).await?;
             match outcome.result? {
-                Reply::Txn(response) => (response, outcome.revision),
+                Reply::Txn(response) => {
+                    self.quota.admit_applied(cost).await?;
+                    (response, outcome.revision)
+                }
                 other => return Err(mismatched("Txn", &other)),
             }
         };

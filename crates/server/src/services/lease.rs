@@ -106,6 +106,7 @@ impl Lease for LeaseService {
         match outcome.result? {
             Reply::LeaseGrant(mut response) => {
                 self.lessor.granted(response.id);
+                self.quota.admit_applied(LEASE_COST).await?;
                 self.metrics.lease_granted.inc();
                 // Seconds fit a float exactly up to far beyond the longest lease.
                 self.metrics.lease_ttl.observe(response.ttl as f64);

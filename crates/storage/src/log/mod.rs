@@ -43,6 +43,7 @@ pub use fuzz::fuzz_segment;
 pub use sim::{Call, Crash, Faults, SimDisk};
 pub use stats::{FSYNC_BUCKETS, LogStats, fsync_bucket_bound};
 
+use crate::times::TimesRead;
 use crate::types::LogId;
 use memory::Memory;
 use record::{RECORD_HEADER, record_bytes};
@@ -445,6 +446,11 @@ impl Log {
     /// Counters since the log was opened.
     pub fn stats(&self) -> LogStats {
         self.0.shared.counters.read()
+    }
+
+    /// How long the write calls took, without the syncs, since the log was opened.
+    pub fn write_times(&self) -> TimesRead {
+        self.0.shared.counters.writes.0.read()
     }
 
     /// Finishes what was asked before, closes the log and waits for its threads. Later calls are

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::times::Times;
+
 /// Number of finite buckets: 1 ms, 2 ms, ... 8.192 s, the bounds of etcd's
 /// `etcd_disk_wal_fsync_duration_seconds`.
 pub const FSYNC_BUCKETS: usize = 14;
@@ -36,6 +38,16 @@ pub(super) struct Counters {
     bytes_written: AtomicU64,
     records: AtomicU64,
     segments: AtomicU64,
+    pub(super) writes: WriteTimes,
+}
+
+/// Time of the write calls, without the syncs.
+pub(super) struct WriteTimes(pub(super) Times<FSYNC_BUCKETS>);
+
+impl Default for WriteTimes {
+    fn default() -> Self {
+        Self(Times::new(Duration::from_millis(1)))
+    }
 }
 
 impl Counters {

@@ -241,7 +241,9 @@ impl Writer {
     fn write_buffer(&mut self) {
         let file = self.active.file.as_ref();
         let path = segment_path(&self.shared.options.dir, self.active.header.sequence);
+        let begun = Instant::now();
         or_abort("write", &path, write_all(file, &self.buffer, self.active.position));
+        self.shared.counters.writes.0.add(begun.elapsed());
         if self.shared.options.fsync {
             let begun = Instant::now();
             or_abort("fdatasync", &path, file.sync_data());

@@ -92,6 +92,11 @@ impl Compaction {
         Ok(())
     }
 
+    /// Pins that live.
+    pub(crate) fn open_pins(&self) -> usize {
+        self.work.lock().pins.values().sum()
+    }
+
     fn unpin(&self, revision: i64) {
         let mut work = self.work.lock();
         if let Some(holders) = work.pins.get_mut(&revision) {
@@ -188,6 +193,7 @@ pub(crate) fn run(state: &State, pace: Pace) {
 
 /// Returns false if it was stopped before the end. It gives up when the state is replaced.
 fn compact(state: &State, revision: i64, epoch: u64, pace: Pace) -> bool {
+    let start = Instant::now();
     let mut doomed = Doomed::new();
     let mut after: Option<Box<[u8]>> = None;
     loop {
@@ -196,7 +202,9 @@ fn compact(state: &State, revision: i64, epoch: u64, pace: Pace) -> bool {
             if state.compaction.epoch() != epoch {
                 return true;
             }
+            let step = Instant::now();
             after = index.compact(revision, after.as_deref(), STEP, &mut doomed);
+            state.times.index_compaction.add(step.elapsed());
             // The one that holds the rows of this very index.
             state.persister()
         };
@@ -209,6 +217,7 @@ fn compact(state: &State, revision: i64, epoch: u64, pace: Pace) -> bool {
             doomed.clear();
         }
         if is_last {
+            state.times.compacted(start);
             return true;
         }
     }

@@ -18,6 +18,7 @@ use crate::feed::Feed;
 use crate::lease::Leases;
 use crate::log::Durable;
 use crate::persist::{PersistConfig, Persister, Place};
+use crate::times::StateTimes;
 use crate::types::{Fatal, LogId};
 
 /// Why a read or a command stopped.
@@ -54,6 +55,7 @@ pub(crate) struct State {
     /// Moves when a lease is granted or revoked.
     pub(crate) lease_moves: watch::Sender<u64>,
     pub(crate) counters: Counters,
+    pub(crate) times: StateTimes,
     pub(crate) home: Home,
 }
 
@@ -114,6 +116,7 @@ impl Cluster {
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) puts: AtomicU64,
+    pub(crate) put_bytes: AtomicU64,
     pub(crate) deletes: AtomicU64,
     pub(crate) ranges: AtomicU64,
     pub(crate) txns: AtomicU64,

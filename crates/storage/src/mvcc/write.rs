@@ -81,6 +81,7 @@ impl<'a> Writer<'a> {
             version: parsed.version + 1,
             lease,
         };
+        count(&self.state.counters.put_bytes, (key.len() + fields.value.len()) as u64);
         let row = row::encode(self.scratch, &fields);
         let bytes = row::share(&row);
         let kv = row::key_value_of(&bytes).expect("encoded above");

@@ -369,7 +369,11 @@ fn range_in(keys: &Keys, request: &RangeRequest) -> RangeResponse {
         kvs.truncate(limit);
     }
     if request.keys_only {
-        kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        let keeps_lease = request.sort_target == 4;
+        for kv in &mut kvs {
+            kv.value = Bytes::new();
+            kv.lease = if keeps_lease { kv.lease } else { 0 };
+        }
     }
     RangeResponse { header: None, kvs, more, count }
 }
