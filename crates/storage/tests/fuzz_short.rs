@@ -3,9 +3,11 @@
 //! `KELSON_FUZZ_SECONDS` sets the time of each body, `KELSON_FUZZ_SEED` repeats one seed.
 
 mod log_support;
+mod support;
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use kelson_storage::log::{SimDisk, fuzz_segment};
 use log_support::*;
 
@@ -129,4 +131,75 @@ fn arbitrary_bytes_never_make_the_state_panic() {
         }
         kelson_storage::fuzz_row(&data);
     });
+}
+
+#[test]
+fn arbitrary_chunks_never_make_the_receiver_panic() {
+    run(|random| {
+        let count = random.below(200);
+        let mut data = random.bytes(count);
+        // Most get a header that fits, else the decoders would hardly be reached.
+        if data.len() > 8 && random.below(8) > 0 {
+            data[..8].copy_from_slice(b"KLST\x01\0\0\0");
+            data[5] = random.below(5) as u8;
+        }
+        kelson_storage::fuzz_chunk(&data);
+    });
+}
+
+/// Gives a chunk the checksum that its bytes ask for.
+fn reseal(chunk: &mut [u8]) {
+    let Some(body) = chunk.len().checked_sub(4) else { return };
+    let crc = crc32c::crc32c(&chunk[..body]);
+    chunk[body..].copy_from_slice(&crc.to_be_bytes());
+}
+
+#[test]
+fn a_mutated_transfer_is_refused_or_is_the_one_that_was_sent() {
+    let mut sender = support::Fixture::new();
+    for number in 0..60 {
+        sender.ok(support::put_op(&format!("key{}", number % 20), &"value ".repeat(number)));
+        sender.ok(support::grant_op(1000 + number as i64));
+    }
+    sender.ok(support::compact_op(30));
+    let mut transfer = sender.reader.transfer().expect("open");
+    let good: Vec<Bytes> = std::iter::from_fn(|| transfer.next_chunk().expect("open")).collect();
+    let right = sender.reader.hash_kv(0).expect("readable");
+    let mut target = support::Fixture::new();
+    let (mut refused, mut taken) = (0, 0);
+    run(|random| {
+        let mut chunks: Vec<_> = good.iter().map(|chunk| chunk.to_vec()).collect();
+        for _ in 0..=random.below(2) {
+            let at = random.below(chunks.len());
+            match random.below(8) {
+                0 => drop(chunks.remove(at)),
+                1 => chunks.insert(at, good[random.below(good.len())].to_vec()),
+                _ => mutate(&mut chunks[at], random),
+            }
+            if chunks.is_empty() {
+                break;
+            }
+            // Mostly with a fitting checksum: what lies behind it must hold as well.
+            let at = random.below(chunks.len());
+            if random.below(4) > 0 {
+                chunks.iter_mut().for_each(|chunk| reseal(chunk));
+            } else {
+                reseal(&mut chunks[at]);
+            }
+        }
+        let mut receiver = target.reader.receive().expect("free");
+        let all = chunks.into_iter().try_for_each(|chunk| receiver.take(Bytes::from(chunk)));
+        let Ok(received) = all.and_then(|()| receiver.finish()) else {
+            refused += 1;
+            return;
+        };
+        taken += 1;
+        if received.applied().index >= target.index {
+            target.index = received.applied().index;
+            target.store.as_mut().expect("open").install(received).expect("the disk works");
+            assert_eq!(target.reader.hash_kv(0).expect("readable"), right);
+        }
+    });
+    println!("{refused} refused, {taken} taken");
+    assert!(refused > 0);
 }

@@ -222,7 +222,7 @@ impl Receiver {
         if head.revision < 1 {
             return Err(self.bad("its revision is none"));
         }
-        let (totals, tally) = (Totals::new(), Tally::default());
+        let (totals, tally) = (Totals::new(&head), Tally::default());
         Ok(Stage::Tables(Begun { head, transfer, last: Bytes::new(), totals, tally }))
     }
 

@@ -52,7 +52,7 @@ impl Reader {
             rows: cut.rows,
             from: Some(RevisionKey::default()),
             is_in_tables: true,
-            totals: Totals::new(),
+            totals: Totals::new(&head),
             transfer: u64::from_be_bytes(name),
             number: 0,
             is_closed: false,

@@ -66,7 +66,7 @@ pub(super) struct Trailer {
     pub(super) tables: u64,
     /// Rows.
     pub(super) rows: u64,
-    /// Digest of the bodies of all chunks of pairs.
+    /// Digest of the bodies of all chunks before.
     pub(super) digest: u64,
 }
 
@@ -79,8 +79,10 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    pub(super) fn new() -> Self {
-        Self { tables: 0, rows: 0, digest: Digest::new(0) }
+    pub(super) fn new(head: &Head) -> Self {
+        let mut digest = Digest::new(0);
+        digest.bytes(&encode_head(head));
+        Self { tables: 0, rows: 0, digest }
     }
 
     /// Takes in the body of a chunk of pairs.

@@ -5,6 +5,7 @@
 
 pub mod model;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -46,6 +47,21 @@ impl Fixture {
         let (store, reader) =
             kelson_storage::open(&options, durable.clone()).expect("an empty store opens");
         Self { store: Some(store), reader, index: 0, options, _log: log, durable, _dir: dir }
+    }
+
+    /// The store in a directory that was copied, with `index` entries applied.
+    pub fn at(data_dir: &Path, index: u64) -> Self {
+        let options = Options::new(data_dir);
+        let (durable, log) = Durable::manual(u64::MAX);
+        let (store, reader) =
+            kelson_storage::open(&options, durable.clone()).expect("what was copied opens");
+        assert_eq!(reader.applied().index, index);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self { store: Some(store), reader, index, options, _log: log, durable, _dir: dir }
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.options.data_dir
     }
 
     /// Closes the store and reads it back from disk.
