@@ -3,6 +3,7 @@
 //! check can be pointed at a real etcd as well.
 
 pub mod client;
+pub mod cluster;
 pub mod format;
 pub mod image;
 pub mod ledger;

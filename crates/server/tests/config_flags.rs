@@ -47,6 +47,8 @@ const VALUES: &[(&str, &str, &[&str])] = &[
     ("initial-cluster", "default=http://localhost:2380", &[]),
     ("initial-cluster-state", "existing", &[]),
     ("discovery-fallback", "exit", &[]),
+    ("discovery-endpoints", "http://127.0.0.1:1", &["--discovery-token=t"]),
+    ("discovery-token", "t", &["--discovery-endpoints=http://127.0.0.1:1"]),
     ("backend-bbolt-freelist-type", "array", &[]),
     ("auto-compaction-mode", "revision", &[]),
     ("auto-compaction-retention", "30m", &[]),
@@ -69,9 +71,6 @@ const VALUES: &[(&str, &str, &[&str])] = &[
     ("config-file", "", &[]),
 ];
 
-/// Flags that are refused whatever their value: they would silently start another cluster.
-const REFUSED: [&str; 3] = ["discovery-endpoints", "discovery-token", "discovery-srv"];
-
 fn value_of(name: &str, kind: Kind) -> (&'static str, &'static [&'static str]) {
     if let Some((_, value, partners)) = VALUES.iter().find(|(known, ..)| *known == name) {
         return (value, partners);
@@ -87,7 +86,7 @@ fn value_of(name: &str, kind: Kind) -> (&'static str, &'static [&'static str]) {
 
 #[test]
 fn every_flag_parses_in_every_syntax() {
-    for flag in FLAGS.iter().filter(|flag| !REFUSED.contains(&flag.name)) {
+    for flag in FLAGS.iter() {
         let (value, partners) = value_of(flag.name, flag.kind);
         let mut forms =
             vec![vec![format!("--{}={value}", flag.name)], vec![format!("-{}={value}", flag.name)]];
@@ -112,7 +111,7 @@ fn every_flag_parses_in_every_syntax() {
 
 #[test]
 fn every_flag_is_read_from_the_environment() {
-    for flag in FLAGS.iter().filter(|flag| !REFUSED.contains(&flag.name)) {
+    for flag in FLAGS.iter() {
         let (value, partners) = value_of(flag.name, flag.kind);
         let variable = format!("ETCD_{}", flag.name.to_uppercase().replace('-', "_"));
         let loaded = parse(partners, &[(&variable, value)]);
@@ -384,8 +383,13 @@ fn settings_that_do_not_fit_together_end_with_1() {
             "invalid value \"old\" for flag -initial-cluster-state: must be one of new, existing",
         ),
         (
-            &["--discovery-srv=example.com"],
-            "--discovery-srv is not supported yet; list the members in --initial-cluster",
+            &["--discovery-token=t"],
+            "both --discovery-endpoints and --discovery-token need to be set",
+        ),
+        (
+            &["--discovery-token=t", "--discovery-endpoints=http://e:1", "--discovery-srv=d"],
+            "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \
+          \"discovery\", \"discovery-endpoints\" or \"discovery-srv\"",
         ),
         (&["--proxy=on"], "--proxy=on is not supported: this part of etcd 2 no longer exists"),
         (&["--auto-compaction-mode=daily"], "unknown --auto-compaction-mode \"daily\""),

@@ -18,8 +18,10 @@ use kelson_api::health::HealthCheckRequest;
 use kelson_api::health::health_client::HealthClient;
 use kelson_raft::{Node, NodeConfig};
 use kelson_server::app::App;
+use kelson_server::housekeeping::Checks;
 use kelson_server::limits::Limits;
 use kelson_server::metrics::Metrics;
+use kelson_server::metrics::peers::TrafficByUrl;
 use kelson_server::{housekeeping, services};
 use sha2::{Digest, Sha256};
 use tokio::sync::{oneshot, watch};
@@ -55,8 +57,10 @@ impl Member {
             limits: Arc::new(limits),
             metrics: Arc::new(Metrics::new(false)),
             stopping,
+            probes: Arc::default(),
+            traffic: TrafficByUrl::default(),
         };
-        let housekeeping = housekeeping::start(&app);
+        let housekeeping = housekeeping::start(&app, &Checks::default());
         let routes = services::routes(&app, housekeeping.lessor());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");

@@ -16,6 +16,7 @@ use kelson_raft::{Node, NodeConfig};
 use kelson_server::app::App;
 use kelson_server::limits::Limits;
 use kelson_server::metrics::Metrics;
+use kelson_server::metrics::peers::TrafficByUrl;
 use kelson_server::services::watch::{WatchServer, server};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -40,7 +41,15 @@ impl Member {
         let (node, reader) = Node::start(config).await.expect("a new member");
         let (stop, stopping) = watch::channel(false);
         let metrics = Arc::new(Metrics::new(false));
-        let app = App { node: node.clone(), reader, limits: Arc::new(limits), metrics, stopping };
+        let app = App {
+            node: node.clone(),
+            reader,
+            limits: Arc::new(limits),
+            metrics,
+            stopping,
+            probes: Arc::default(),
+            traffic: TrafficByUrl::default(),
+        };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let server = server(&app);

@@ -1,0 +1,228 @@
+//! Several member processes that make one cluster on this machine: started, stopped, killed and added
+//! one by one, real etcd or Kelson alike. Processes are killed when the handle is dropped.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kelson_api::etcdserverpb as pb;
+use pb::maintenance_client::MaintenanceClient;
+use tonic::transport::Channel;
+
+use crate::server::{free_port, http_ok};
+
+/// How long something that must happen may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster and its directory.
+pub struct Cluster {
+    binary: PathBuf,
+    dir: tempfile::TempDir,
+    scheme: &'static str,
+    extra: Vec<String>,
+    members: Vec<Member>,
+}
+
+struct Member {
+    client_port: u16,
+    peer_port: u16,
+    /// `--initial-cluster` and `--initial-cluster-state`.
+    initial: (String, &'static str),
+    child: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts a cluster of this many members and waits until each serves. `scheme` is that of the
+    /// peer URLs.
+    pub fn start(binary: &Path, size: usize, scheme: &'static str, extra: &[String]) -> Cluster {
+        let dir = tempfile::Builder::new().prefix("kelson-cluster-").tempdir().expect("temp dir");
+        let mut cluster = Cluster {
+            binary: binary.to_path_buf(),
+            dir,
+            scheme,
+            extra: extra.to_vec(),
+            members: Vec::new(),
+        };
+        for _ in 0..size {
+            cluster.reserve();
+        }
+        let initial = cluster.initial_cluster();
+        for index in 0..size {
+            cluster.members[index].initial = (initial.clone(), "new");
+            cluster.spawn(index);
+        }
+        (0..size).for_each(|index| cluster.wait_ready(index));
+        cluster
+    }
+
+    /// Makes room for one more member: ports and a name, no process yet. Returns its index.
+    pub fn reserve(&mut self) -> usize {
+        let (client_port, peer_port) = (free_port(), free_port());
+        let initial = (String::new(), "existing");
+        self.members.push(Member { client_port, peer_port, initial, child: None });
+        self.members.len() - 1
+    }
+
+    /// Starts the process of a reserved member that the cluster has been told of. `others` are the
+    /// members that the cluster has beside it.
+    pub fn join(&mut self, index: usize, others: &[usize]) {
+        let named = others.iter().chain([&index]);
+        let list: Vec<String> = named.map(|i| format!("m{i}={}", self.peer_url(*i))).collect();
+        self.members[index].initial = (list.join(","), "existing");
+        self.spawn(index);
+    }
+
+    fn initial_cluster(&self) -> String {
+        let members = 0..self.members.len();
+        let list: Vec<String> = members.map(|i| format!("m{i}={}", self.peer_url(i))).collect();
+        list.join(",")
+    }
+
+    /// The peer URL of a member.
+    pub fn peer_url(&self, index: usize) -> String {
+        format!("{}://127.0.0.1:{}", self.scheme, self.members[index].peer_port)
+    }
+
+    /// The client endpoint of a member.
+    pub fn endpoint(&self, index: usize) -> String {
+        format!("http://127.0.0.1:{}", self.members[index].client_port)
+    }
+
+    /// A channel to a member; it connects again by itself.
+    pub fn channel(&self, index: usize) -> Channel {
+        Channel::from_shared(self.endpoint(index)).expect("a URL").connect_lazy()
+    }
+
+    /// The port that a member serves clients on.
+    pub fn client_port(&self, index: usize) -> u16 {
+        self.members[index].client_port
+    }
+
+    /// The data directory of a member.
+    pub fn data_dir(&self, index: usize) -> PathBuf {
+        self.dir.path().join(format!("data{index}"))
+    }
+
+    /// The file that holds what a member logs.
+    pub fn log_path(&self, index: usize) -> PathBuf {
+        self.dir.path().join(format!("log{index}"))
+    }
+
+    /// Starts the process of a member, again if it ran before.
+    pub fn spawn(&mut self, index: usize) {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(index));
+        let (client, peer) = (self.endpoint(index), self.peer_url(index));
+        let (initial_cluster, state) = &self.members[index].initial;
+        let mut command = Command::new(&self.binary);
+        command
+            .arg(format!("--name=m{index}"))
+            .arg(format!("--data-dir={}", self.data_dir(index).display()))
+            .arg(format!("--listen-client-urls={client}"))
+            .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-cluster={initial_cluster}"))
+            .arg(format!("--initial-cluster-state={state}"))
+            .args(&self.extra)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.expect("open the log file"));
+        let child = command.spawn();
+        let child = child.unwrap_or_else(|e| panic!("start {}: {e}", self.binary.display()));
+        self.members[index].child = Some(child);
+    }
+
+    /// Waits until a member serves linearizable reads.
+    pub fn wait_ready(&mut self, index: usize) {
+        self.wait_for(index, "/health?exclude=NOSPACE&exclude=CORRUPT");
+    }
+
+    /// Waits until this path of a member answers 200.
+    pub fn wait_for(&mut self, index: usize, path: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !http_ok(self.members[index].client_port, path) {
+            let child = self.members[index].child.as_mut().expect("it was started");
+            if let Some(status) = child.try_wait().expect("wait for the member") {
+                panic!("member {index} ended with {status}:\n{}", self.log_tail(index));
+            }
+            let is_late = Instant::now() >= deadline;
+            assert!(!is_late, "member {index}: no {path}:\n{}", self.log_tail(index));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// SIGKILL, at once.
+    pub fn kill(&mut self, index: usize) {
+        if let Some(mut child) = self.members[index].child.take() {
+            let _already_gone = child.kill();
+            child.wait().expect("reap the member");
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self, index: usize) {
+        let child = self.members[index].child.as_ref().expect("it runs");
+        let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("a child has a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("send SIGTERM");
+        self.wait_end(index);
+    }
+
+    /// Waits until a member's process has ended by itself, and tells how.
+    pub fn wait_end(&mut self, index: usize) -> std::process::ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let child = self.members[index].child.as_mut().expect("it runs");
+            if let Some(status) = child.try_wait().expect("wait for the member") {
+                self.members[index].child = None;
+                return status;
+            }
+            let is_late = Instant::now() >= deadline;
+            assert!(!is_late, "member {index} does not end:\n{}", self.log_tail(index));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The member that says to lead, once one does.
+    pub async fn leader(&self) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            for index in 0..self.members.len() {
+                let asked = async {
+                    let mut client = MaintenanceClient::new(self.channel(index));
+                    client.status(pb::StatusRequest {}).await
+                };
+                let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(2), asked).await
+                else {
+                    continue;
+                };
+                let status = answer.into_inner();
+                let own = status.header.as_ref().map_or(0, |header| header.member_id);
+                if self.members[index].child.is_some() && own != 0 && status.leader == own {
+                    return index;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("no leader within {PATIENCE:?}");
+    }
+
+    /// Id of a member, by its own word.
+    pub async fn id(&self, index: usize) -> u64 {
+        let mut client = MaintenanceClient::new(self.channel(index));
+        let status = client.status(pb::StatusRequest {}).await.expect("a status").into_inner();
+        status.header.expect("a header").member_id
+    }
+
+    /// Last part of a member's log, for failure messages.
+    pub fn log_tail(&self, index: usize) -> String {
+        let text = std::fs::read_to_string(self.log_path(index)).unwrap_or_default();
+        let tail: Vec<&str> = text.lines().rev().take(30).collect();
+        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        (0..self.members.len()).for_each(|index| self.kill(index));
+    }
+}
