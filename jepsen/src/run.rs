@@ -317,7 +317,8 @@ impl Run {
     }
 
     async fn last_words(&self, member: usize, revision: i64) -> Result<Final, tonic::Status> {
-        let client = Client::new(member, Duration::from_secs(10));
+        // Hashing reads the whole store.
+        let client = Client::new(member, Duration::from_secs(120));
         let hash = client.hash_kv(revision).await?;
         let mut all = list(PREFIX, true);
         all.revision = revision;
