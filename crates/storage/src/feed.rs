@@ -17,6 +17,8 @@ use crate::types::{FeedEvent, Recent, Revised, RevisionKey};
 
 /// Revisions that the ring remembers; beyond it a slow watcher reads history from disk.
 const REVISIONS_MAX: usize = 10_000;
+/// Changes of one revision for which room is kept for the next one.
+const STAGED_KEPT: usize = 128;
 
 /// The recent revisions of the store.
 pub struct Feed {
@@ -155,7 +157,9 @@ impl Feed {
     pub(crate) fn publish(&self) -> i64 {
         let mut ring = self.ring.write();
         let revision = ring.last + 1;
-        let events = std::mem::take(&mut ring.staged);
+        // A list of exactly its size, since the ring holds thousands.
+        let events: Vec<_> = ring.staged.drain(..).collect();
+        ring.staged.shrink_to(STAGED_KEPT);
         ring.bytes += cost(&events);
         ring.batches.push_back(Arc::new(Revised { revision, events }));
         ring.last = revision;

@@ -17,7 +17,7 @@ use crate::lease::Leases;
 use crate::mvcc::apply::{apply, change_members};
 use crate::mvcc::compact::{self, Compaction, Pace};
 use crate::mvcc::index::{Entry, Index};
-use crate::mvcc::row;
+use crate::mvcc::row::{self, Held};
 use crate::mvcc::state::{Cluster, Counters, Home, State};
 use crate::options::Options;
 use crate::persist::Persister;
@@ -266,31 +266,32 @@ impl Loader {
         if found.key.main < self.newest {
             return Err(damaged("out of order"));
         }
-        u32::try_from(found.key.sub).map_err(|_| damaged("too many changes in one revision"))?;
+        if !(0..=Entry::SUB_MAX).contains(&found.key.sub) {
+            return Err(damaged("too many changes in one revision"));
+        }
         self.newest = found.key.main;
         let key = &found.kv[parsed.key.clone()];
         // The key must stand where the index looks for it; etcd and this store write it so, but the
         // format leaves it open. The copy frees the row from the buffer it was read in.
-        let canonical = if parsed.key.start == row::key_start(key.len()) || key.is_empty() {
-            Arc::from(found.kv.as_ref())
+        let canonical = if row::leading_key(&found.kv) == key {
+            Held::new(found.key.main, &found.kv)
         } else {
             let fields = row::Fields {
                 key,
                 value: &found.kv[parsed.value],
                 create_revision: parsed.create_revision,
-                mod_revision: parsed.mod_revision,
+                mod_revision: found.key.main,
                 version: parsed.version,
                 lease: parsed.lease,
             };
             row::encode(&mut Vec::new(), &fields)
         };
-        self.index.load(Entry::new(canonical, key.len(), found.key, found.tombstone));
+        self.index.record(Entry::new(canonical, found.key.sub, found.tombstone));
         Ok(())
     }
 
     /// Adds what is not in rows. The revision never goes back behind a compaction.
-    pub(crate) fn finish(mut self, recovered: Recovered) -> Loaded {
-        self.index.count_blocks();
+    pub(crate) fn finish(self, recovered: Recovered) -> Loaded {
         let scheduled = recovered.scheduled_compaction.max(recovered.finished_compaction);
         let floor = scheduled.unwrap_or(-1).max(recovered.current_revision_floor);
         let mut leases = Leases::default();

@@ -76,9 +76,9 @@ pub struct LogOptions {
 }
 
 impl LogOptions {
-    /// The settings of production: segments of 64 MiB, a tail of 16 MiB, with fdatasync.
+    /// The settings of production: segments of 64 MiB, a tail of 8 MiB, with fdatasync.
     pub fn new(dir: impl Into<PathBuf>, identity: [u8; 16]) -> LogOptions {
-        let (segment_bytes, tail_bytes) = (64 << 20, 16 << 20);
+        let (segment_bytes, tail_bytes) = (64 << 20, 8 << 20);
         LogOptions { dir: dir.into(), segment_bytes, tail_bytes, fsync: true, identity }
     }
 

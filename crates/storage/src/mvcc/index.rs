@@ -2,93 +2,19 @@
 //! its older retained revisions are. It knows nothing of the disk; superseded values leave memory as
 //! soon as their successor enters, apart from what the feed holds.
 //!
-//! One entry is 40 bytes beside its row, and the row holds the key, so a key is stored once. Live keys
-//! are counted by blocks of a few hundred neighbors, so the size of any range is known without a walk.
+//! The row holds the key, so a key is stored once. How entries lie in memory is the business of
+//! blocks.rs.
 
-use std::borrow::Borrow;
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
-use std::sync::Arc;
 
-use super::row;
+use super::blocks::Blocks;
+pub(crate) use super::entry::Entry;
+use super::entry::NO_HISTORY;
 use super::span::Span;
 use crate::types::RevisionKey;
 
-/// A block of more live keys than this is cut in two.
-const BLOCK_MAX: u32 = 512;
-/// Places of an entry without history.
-const NO_HISTORY: u32 = 0;
 /// Highest size a `Past` can hold; larger rows count as this.
 const SIZE_MAX: u32 = u32::MAX >> 1;
-
-/// The newest revision of one key. Ordered by key.
-#[derive(Clone, Debug)]
-pub(crate) struct Entry {
-    row: Arc<[u8]>,
-    main: i64,
-    sub: u32,
-    key_len: u32,
-    history: u32,
-    tombstone: bool,
-}
-
-impl Entry {
-    /// An entry from a canonical row. `key_len` is the length of the key within it.
-    pub(crate) fn new(row: Arc<[u8]>, key_len: usize, at: RevisionKey, tombstone: bool) -> Self {
-        let sub = u32::try_from(at.sub).expect("a revision has fewer than 2^32 changes");
-        let key_len = u32::try_from(key_len).expect("a key is shorter than 4 GiB");
-        Self { row, main: at.main, sub, key_len, history: NO_HISTORY, tombstone }
-    }
-
-    pub(crate) fn key(&self) -> &[u8] {
-        let len = self.key_len as usize;
-        let start = row::key_start(len);
-        &self.row[start..start + len]
-    }
-
-    pub(crate) fn row(&self) -> &Arc<[u8]> {
-        &self.row
-    }
-
-    pub(crate) fn main(&self) -> i64 {
-        self.main
-    }
-
-    pub(crate) fn at(&self) -> RevisionKey {
-        RevisionKey { main: self.main, sub: i64::from(self.sub) }
-    }
-
-    pub(crate) fn is_live(&self) -> bool {
-        !self.tombstone
-    }
-}
-
-impl Borrow<[u8]> for Entry {
-    fn borrow(&self) -> &[u8] {
-        self.key()
-    }
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for Entry {}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.key().cmp(other.key())
-    }
-}
 
 /// A superseded revision that is not compacted yet. 16 bytes: busy keys have thousands.
 #[derive(Clone, Copy, Debug)]
@@ -100,8 +26,8 @@ struct Past {
 
 impl Past {
     fn of(entry: &Entry) -> Self {
-        let size = size(&entry.row) << 1 | u32::from(entry.tombstone);
-        Self { main: entry.main, sub: entry.sub, size_and_tombstone: size }
+        let size = size(entry.row()) << 1 | u32::from(!entry.is_live());
+        Self { main: entry.main(), sub: entry.sub(), size_and_tombstone: size }
     }
 
     fn at(self) -> RevisionKey {
@@ -145,12 +71,10 @@ pub(crate) type Doomed = Vec<(RevisionKey, bool)>;
 /// All keys with a retained revision.
 #[derive(Default)]
 pub(crate) struct Index {
-    entries: BTreeSet<Entry>,
+    entries: Blocks,
     /// Superseded revisions by `Entry::history`, oldest first; slot 0 stays empty.
     histories: Vec<Vec<Past>>,
     free: Vec<u32>,
-    blocks: Blocks,
-    live: u64,
     in_use: i64,
 }
 
@@ -161,7 +85,7 @@ impl Index {
 
     /// Number of keys that exist at the newest revision.
     pub(crate) fn live(&self) -> u64 {
-        self.live
+        self.entries.live()
     }
 
     /// Bytes of all retained revisions.
@@ -170,51 +94,20 @@ impl Index {
     }
 
     /// Records the newest revision of a key; the one before becomes history.
-    pub(crate) fn record(&mut self, key: &[u8], entry: Entry) {
-        let is_live = entry.is_live();
-        match (self.supersede(entry), is_live) {
-            (false, true) => self.born(key),
-            (true, false) => self.died(key),
-            _ => {}
-        }
-    }
-
-    /// As `record`, for a bulk load that ends with `count_blocks`.
-    pub(crate) fn load(&mut self, entry: Entry) {
-        let is_live = entry.is_live();
-        let was_live = self.supersede(entry);
-        self.live = self.live + u64::from(is_live) - u64::from(was_live);
-    }
-
-    /// Counts live keys into blocks after a bulk load.
-    pub(crate) fn count_blocks(&mut self) {
-        self.blocks = Blocks::default();
-        let (mut start, mut count): (Box<[u8]>, u32) = (Box::default(), 0);
-        for entry in self.entries.iter().filter(|entry| entry.is_live()) {
-            if count == BLOCK_MAX / 2 {
-                self.blocks.starts.insert(std::mem::replace(&mut start, entry.key().into()), count);
-                count = 0;
-            }
-            count += 1;
-        }
-        self.blocks.starts.insert(start, count);
-    }
-
-    /// Returns whether the key was live before.
-    fn supersede(&mut self, mut entry: Entry) -> bool {
-        self.in_use += cost(size(&entry.row));
-        let Some(old) = self.entries.get(entry.key()) else {
-            self.entries.insert(entry);
-            return false;
+    pub(crate) fn record(&mut self, mut entry: Entry) {
+        self.in_use += cost(size(entry.row()));
+        let place = match self.entries.find(entry.key()) {
+            Ok(place) => place,
+            Err(place) => return self.entries.insert(place, entry),
         };
-        let (past, was_live) = (Past::of(old), old.is_live());
+        let old = self.entries.at(place);
+        let past = Past::of(old);
         entry.history = old.history;
         if entry.history == NO_HISTORY {
             entry.history = self.new_history();
         }
         self.histories[entry.history as usize].push(past);
-        self.entries.replace(entry);
-        was_live
+        self.entries.replace(place, entry);
     }
 
     fn new_history(&mut self) -> u32 {
@@ -228,79 +121,14 @@ impl Index {
         u32::try_from(self.histories.len() - 1).expect("fewer than 2^32 keys")
     }
 
-    fn born(&mut self, key: &[u8]) {
-        self.live += 1;
-        let (start, count) = self.blocks.of_mut(key);
-        *count += 1;
-        if *count <= BLOCK_MAX {
-            return;
-        }
-        let (start, half) = (start.clone(), *count / 2);
-        let from = (Bound::Included(start.as_ref()), Bound::Unbounded);
-        let mut block = self.entries.range::<[u8], _>(from).filter(|entry| entry.is_live());
-        let middle = block.nth(half as usize).expect("the block has more than half its keys");
-        *self.blocks.of_mut(middle.key()).1 = half;
-        self.blocks.starts.insert(middle.key().into(), BLOCK_MAX + 1 - half);
-    }
-
-    fn died(&mut self, key: &[u8]) {
-        self.live -= 1;
-        let (start, count) = self.blocks.of_mut(key);
-        *count -= 1;
-        if *count == 0 && !start.is_empty() {
-            let start = start.clone();
-            self.blocks.starts.remove(&start);
-        }
-    }
-
     /// Number of live keys in a span at the newest recorded revision, without a walk over all of it.
     pub(crate) fn count(&self, span: &Span) -> u64 {
-        let Some((start, end)) = span.bounds(None) else { return 0 };
-        if let Some(key) = span.single() {
-            return u64::from(self.get(key).is_some_and(Entry::is_live));
-        }
-        let Bound::Included(first) = start else { return 0 };
-        let mut blocks = self.blocks.from(first);
-        let Some((mut block, mut count)) = blocks.next() else { return 0 };
-        // The walked part of the first block ends where the second block or the span ends.
-        let mut total = 0;
-        for (next, next_count) in blocks {
-            let within = match end {
-                Bound::Excluded(end) => next < end,
-                _ => true,
-            };
-            if !within {
-                break;
-            }
-            total += if block >= first {
-                u64::from(count)
-            } else {
-                self.walk_live((start, Bound::Excluded(next)))
-            };
-            (block, count) = (next, next_count);
-        }
-        let last_start = if block >= first { Bound::Included(block) } else { start };
-        total + self.walk_live((last_start, end))
+        span.bounds(None).map_or(0, |bounds| self.entries.count(bounds))
     }
 
-    /// As `count`, but gives up beyond `most`, so that the cost is bounded by it.
+    /// Whether the count is at most `most`; the cost is bounded by that.
     pub(crate) fn is_at_most(&self, span: &Span, most: u64) -> bool {
-        let Some((Bound::Included(first), end)) = span.bounds(None) else { return true };
-        let mut total = 0;
-        for (block, count) in self.blocks.from(first) {
-            if matches!(end, Bound::Excluded(end) if block >= end) {
-                break;
-            }
-            total += u64::from(count);
-            if total > most {
-                return false;
-            }
-        }
-        true
-    }
-
-    fn walk_live(&self, bounds: (Bound<&[u8]>, Bound<&[u8]>)) -> u64 {
-        self.entries.range::<[u8], _>(bounds).filter(|entry| entry.is_live()).count() as u64
+        span.bounds(None).is_none_or(|bounds| self.entries.is_at_most(bounds, most))
     }
 
     /// Entries in key order within bounds made by `Span::bounds`.
@@ -308,7 +136,7 @@ impl Index {
         &self,
         bounds: (Bound<&[u8]>, Bound<&[u8]>),
     ) -> impl Iterator<Item = &Entry> {
-        self.entries.range::<[u8], _>(bounds)
+        self.entries.range(bounds)
     }
 
     /// Every entry in key order.
@@ -318,8 +146,8 @@ impl Index {
 
     /// What a reader at `revision` finds for the key of `entry`.
     pub(crate) fn visible(&self, entry: &Entry, revision: i64) -> Visible {
-        if entry.main <= revision {
-            return if entry.tombstone { Visible::Absent } else { Visible::Newest };
+        if entry.main() <= revision {
+            return if entry.is_live() { Visible::Newest } else { Visible::Absent };
         }
         let history = self.history(entry);
         let newer = history.partition_point(|past| past.main <= revision);
@@ -350,11 +178,11 @@ impl Index {
         let mut dead: Vec<Box<[u8]>> = Vec::new();
         let mut seen = 0;
         let mut last = None;
-        for entry in self.entries.range::<[u8], _>((start, Bound::Unbounded)).take(keys) {
+        for entry in self.entries.range((start, Bound::Unbounded)).take(keys) {
             seen += 1;
             last = Some(entry);
             let history = entry.history as usize;
-            if entry.tombstone && entry.main < compacted {
+            if !entry.is_live() && entry.main() < compacted {
                 dead.push(entry.key().into());
             }
             if let Some(pasts) = self.histories.get_mut(history).filter(|pasts| !pasts.is_empty()) {
@@ -370,8 +198,8 @@ impl Index {
 
     /// Forgets a key whose deletion is compacted.
     fn bury(&mut self, key: &[u8], doomed: &mut Doomed) {
-        let entry = self.entries.take(key).expect("found in this walk, under the same lock");
-        self.in_use -= cost(size(&entry.row));
+        let entry = self.entries.remove(key).expect("found in this walk, under the same lock");
+        self.in_use -= cost(size(entry.row()));
         doomed.push((entry.at(), true));
         if entry.history != NO_HISTORY {
             self.histories[entry.history as usize] = Vec::new();
@@ -384,7 +212,7 @@ impl Index {
 /// but for the newest of them if that is a put, or a deletion exactly there. Returns the bytes freed.
 fn drop_pasts(pasts: &mut Vec<Past>, entry: &Entry, compacted: i64, doomed: &mut Doomed) -> i64 {
     let below = pasts.partition_point(|past| past.main <= compacted);
-    let newest_is_past = entry.main > compacted;
+    let newest_is_past = entry.main() > compacted;
     let keep_last = newest_is_past
         && below > 0
         && (!pasts[below - 1].is_tombstone() || pasts[below - 1].main == compacted);
@@ -399,37 +227,13 @@ fn drop_pasts(pasts: &mut Vec<Past>, entry: &Entry, compacted: i64, doomed: &mut
     freed
 }
 
-/// Live keys per block of neighbors, by the first key that belongs to the block. The first block
-/// starts at the empty key and always exists.
-struct Blocks {
-    starts: BTreeMap<Box<[u8]>, u32>,
-}
-
-impl Default for Blocks {
-    fn default() -> Self {
-        Self { starts: BTreeMap::from([(Box::default(), 0)]) }
-    }
-}
-
-impl Blocks {
-    fn of_mut(&mut self, key: &[u8]) -> (&Box<[u8]>, &mut u32) {
-        let upto = (Bound::Unbounded, Bound::Included(key));
-        self.starts.range_mut::<[u8], _>(upto).next_back().expect("the first block starts at \"\"")
-    }
-
-    /// Blocks from the one that holds `key` on.
-    fn from(&self, key: &[u8]) -> impl Iterator<Item = (&[u8], u32)> {
-        let upto = (Bound::Unbounded, Bound::Included(key));
-        let first = self.starts.range::<[u8], _>(upto).next_back();
-        let rest = self.starts.range::<[u8], _>((Bound::Excluded(key), Bound::Unbounded));
-        first.into_iter().chain(rest).map(|(start, count)| (start.as_ref(), *count))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use bytes::Bytes;
 
+    use super::super::row;
     use super::*;
 
     fn key(number: u32) -> Vec<u8> {
@@ -448,49 +252,93 @@ mod tests {
             };
             row::encode(&mut Vec::new(), &fields)
         } else {
-            row::encode_tombstone(&mut Vec::new(), key)
+            row::encode_tombstone(&mut Vec::new(), key, main)
         };
-        index.record(key, Entry::new(row, key.len(), RevisionKey { main, sub: 0 }, !live));
-    }
-
-    fn walked(index: &Index, span: &Span) -> u64 {
-        span.bounds(None).map_or(0, |bounds| index.walk_live(bounds))
+        index.record(Entry::new(row, 0, !live));
     }
 
     #[test]
-    fn an_entry_costs_forty_bytes() {
-        assert_eq!(size_of::<Entry>(), 40);
+    fn an_entry_costs_sixteen_bytes() {
+        assert_eq!(size_of::<Entry>(), 16);
         assert_eq!(size_of::<Past>(), 16);
     }
 
+    /// Random writes, reads at every revision and compactions beside a plain map of all history.
     #[test]
-    fn blocks_count_any_range() {
+    fn it_tells_what_a_plain_map_of_history_tells() {
         let mut index = Index::default();
-        let mut revision = 1;
+        let mut model: BTreeMap<Vec<u8>, Vec<(i64, bool)>> = BTreeMap::new();
         let mut state = 12345_u32;
-        for _ in 0..20_000 {
+        let mut random = |below: u32| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            revision += 1;
-            let key = key(state >> 8 & 0x1fff);
-            let was_live = index.get(&key).is_some_and(Entry::is_live);
-            put(&mut index, &key, revision, !was_live || state & 1 == 0);
-        }
-        assert!(index.blocks.starts.len() > 8, "the test splits blocks");
-        for from in 0..40 {
-            let start = Bytes::from(key(from * 200));
-            for end in [Bytes::from(key(from * 300 + 17)), Bytes::from_static(b"\0")] {
-                let span = Span::new(&start, &end);
-                assert_eq!(index.count(&span), walked(&index, &span));
+            (state >> 8) % below
+        };
+        let mut compacted = 0;
+        for main in 2..20_000_i64 {
+            let key = key(random(2500));
+            let history = model.entry(key.clone()).or_default();
+            let was_live = history.last().is_some_and(|(_, live)| *live);
+            let live = !was_live || random(3) > 0;
+            history.push((main, live));
+            put(&mut index, &key, main, live);
+            if main % 2_000 == 0 {
+                compacted = main - i64::from(random(1500));
+                let (mut doomed, mut after) = (Doomed::new(), None);
+                loop {
+                    after = index.compact(compacted, after.as_deref(), 100, &mut doomed);
+                    if after.is_none() {
+                        break;
+                    }
+                }
+                assert!(!doomed.is_empty(), "each round has something to compact");
+            }
+            if main % 500 == 0 {
+                let revision = compacted
+                    + i64::from(random(u32::try_from(main - compacted + 1).expect("small")));
+                compare(&index, &model, revision, (random(2600), random(2600)));
             }
         }
-        let all = Span::new(&Bytes::from_static(b"\0"), &Bytes::from_static(b"\0"));
-        assert_eq!(index.count(&all), index.live());
-        let counted: Vec<_> = index.blocks.starts.values().copied().collect();
-        index.count_blocks();
-        let again: u32 = index.blocks.starts.values().sum();
-        assert_eq!(again, counted.iter().sum::<u32>());
-        assert_eq!(index.count(&all), index.live());
-        assert!(index.is_at_most(&all, index.live()) && !index.is_at_most(&all, 10));
+        assert!(index.in_use() > 0);
+    }
+
+    fn compare(
+        index: &Index,
+        model: &BTreeMap<Vec<u8>, Vec<(i64, bool)>>,
+        revision: i64,
+        (from, to): (u32, u32),
+    ) {
+        let live_at = |history: &[(i64, bool)], revision: i64| {
+            let last = history.iter().rev().find(|(main, _)| *main <= revision);
+            last.filter(|(_, live)| *live).map(|(main, _)| *main)
+        };
+        let newest = i64::MAX;
+        let live = model.values().filter(|history| live_at(history, newest).is_some()).count();
+        assert_eq!(index.live(), live as u64);
+        let (start, end) = (Bytes::from(key(from)), Bytes::from(key(to)));
+        for end in [end, Bytes::from_static(b"\0"), Bytes::new()] {
+            let span = Span::new(&start, &end);
+            let within = || model.iter().filter(|(key, _)| span.contains(key));
+            let count = within().filter(|(_, h)| live_at(h, newest).is_some()).count() as u64;
+            assert_eq!(index.count(&span), count);
+            assert!(index.is_at_most(&span, count));
+            assert!(count == 0 || !index.is_at_most(&span, count - 1));
+            let expected: Vec<_> = within()
+                .filter_map(|(key, history)| Some((key.clone(), live_at(history, revision)?)))
+                .collect();
+            let Some(bounds) = span.bounds(None) else {
+                assert!(expected.is_empty());
+                continue;
+            };
+            let found: Vec<_> = index
+                .range(bounds)
+                .filter_map(|entry| match index.visible(entry, revision) {
+                    Visible::Absent => None,
+                    Visible::Newest => Some((entry.key().to_vec(), entry.main())),
+                    Visible::Older { at, .. } => Some((entry.key().to_vec(), at.main)),
+                })
+                .collect();
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]

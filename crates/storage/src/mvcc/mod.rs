@@ -2,7 +2,9 @@
 //! writer changes it; readers fix a revision and never wait longer than one small step of the writer.
 
 pub(crate) mod apply;
+mod blocks;
 pub(crate) mod compact;
+mod entry;
 pub(crate) mod index;
 pub(crate) mod range;
 pub(crate) mod row;

@@ -2,12 +2,43 @@
 //! index, the persister's queue and the feed share one such allocation; key and value of an answer are
 //! slices of it. This file never panics on bytes that came from a file.
 
-use std::ops::Range;
-use std::sync::Arc;
+use std::ops::{Deref, Range};
 
 use bytes::Bytes;
 use kelson_api::mvccpb::KeyValue;
-use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
+use prost::encoding::{decode_varint, encode_varint};
+use triomphe::ThinArc;
+
+/// A row in memory with the revision that wrote it, in one allocation of 24 bytes more than the row.
+/// A clone shares it; the handle itself takes 8 bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Held(ThinArc<i64, u8>);
+
+impl Held {
+    /// Copies a row.
+    pub(crate) fn new(revision: i64, row: &[u8]) -> Self {
+        Self(ThinArc::from_header_and_slice(revision, row))
+    }
+
+    /// The store revision that wrote the row.
+    pub(crate) fn revision(&self) -> i64 {
+        self.0.header.header
+    }
+}
+
+impl Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0.slice
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
 
 /// The fields of a row, with key and value as places within it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -40,7 +71,7 @@ pub(crate) struct Fields<'a> {
 /// Marshals a row into an allocation of exactly its size. `scratch` saves a growing buffer per call.
 /// The copy is wanted: key and value of a command are slices of a whole log batch, which a row that
 /// lives for years must not keep in memory.
-pub(crate) fn encode(scratch: &mut Vec<u8>, fields: &Fields<'_>) -> Arc<[u8]> {
+pub(crate) fn encode(scratch: &mut Vec<u8>, fields: &Fields<'_>) -> Held {
     scratch.clear();
     put_bytes(scratch, KEY, fields.key);
     put_number(scratch, CREATE, fields.create_revision);
@@ -48,14 +79,14 @@ pub(crate) fn encode(scratch: &mut Vec<u8>, fields: &Fields<'_>) -> Arc<[u8]> {
     put_number(scratch, VERSION, fields.version);
     put_bytes(scratch, VALUE, fields.value);
     put_number(scratch, LEASE, fields.lease);
-    Arc::from(scratch.as_slice())
+    Held::new(fields.mod_revision, scratch)
 }
 
 /// Marshals the row of a deletion, which holds the key alone.
-pub(crate) fn encode_tombstone(scratch: &mut Vec<u8>, key: &[u8]) -> Arc<[u8]> {
+pub(crate) fn encode_tombstone(scratch: &mut Vec<u8>, key: &[u8], revision: i64) -> Held {
     scratch.clear();
     put_bytes(scratch, KEY, key);
-    Arc::from(scratch.as_slice())
+    Held::new(revision, scratch)
 }
 
 fn put_bytes(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
@@ -73,9 +104,21 @@ fn put_number(out: &mut Vec<u8>, tag: u8, number: i64) {
     }
 }
 
-/// Where the key of a canonical row starts, given its length.
-pub(crate) fn key_start(key_len: usize) -> usize {
-    if key_len == 0 { 0 } else { 1 + encoded_len_varint(key_len as u64) }
+/// The key of a canonical row, which stands first in it.
+pub(crate) fn leading_key(row: &[u8]) -> &[u8] {
+    let Some((&KEY, mut rest)) = row.split_first() else { return &[] };
+    let len = match rest.split_first() {
+        Some((&byte, after)) if byte < 0x80 => {
+            rest = after;
+            usize::from(byte)
+        }
+        _ => {
+            let len =
+                decode_varint(&mut rest).expect("a row is checked before it enters the index");
+            usize::try_from(len).expect("checked, too")
+        }
+    };
+    &rest[..len]
 }
 
 /// Finds the fields of a row. `None` if the bytes are no `KeyValue`.
@@ -110,7 +153,7 @@ pub(crate) fn parse(row: &[u8]) -> Option<Parsed> {
 }
 
 /// The `KeyValue` of a row from the index, whose bytes were checked when it entered.
-pub(crate) fn key_value(row: &Arc<[u8]>) -> KeyValue {
+pub(crate) fn key_value(row: &Held) -> KeyValue {
     let parsed = parse(row).expect("a row is checked before it enters the index");
     slices(&share(row), parsed)
 }
@@ -132,7 +175,7 @@ fn slices(row: &Bytes, parsed: Parsed) -> KeyValue {
 }
 
 /// A handle that others can hold and cut, without a copy of the row.
-pub(crate) fn share(row: &Arc<[u8]>) -> Bytes {
+pub(crate) fn share(row: &Held) -> Bytes {
     Bytes::from_owner(row.clone())
 }
 
@@ -164,8 +207,8 @@ mod tests {
                 Fields { key, value, create_revision: 2, mod_revision: 300, version: 7, lease };
             let row = encode(&mut Vec::new(), &fields);
             assert_eq!(row.as_ref(), kv.encode_to_vec().as_slice());
+            assert_eq!((row.revision(), leading_key(&row)), (300, key));
             assert_eq!(key_value(&row), kv);
-            assert_eq!(&row[key_start(key.len())..][..key.len()], key);
         }
     }
 

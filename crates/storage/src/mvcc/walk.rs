@@ -3,13 +3,11 @@
 //! revision is fixed: later changes are passed over by number, and only a compaction takes anything
 //! away, which the walk looks for after each step.
 
-use std::sync::Arc;
-
 use kelson_api::Error;
 use kelson_api::mvccpb::KeyValue;
 
 use super::index::{Entry, Visible};
-use super::row;
+use super::row::{self, Held};
 use super::span::Span;
 use super::state::{Failure, State, count};
 use crate::types::{Fatal, RevisionKey};
@@ -20,7 +18,7 @@ const STEP: usize = 256;
 /// A key that existed at the revision of the walk.
 pub(crate) enum Found {
     /// Its row is the newest one, in memory.
-    Newest(Arc<[u8]>),
+    Newest(Held),
     /// Its row has been replaced since.
     Older { at: RevisionKey, successor: RevisionKey },
 }

@@ -1,15 +1,13 @@
 //! The writer's pen: records puts and deletes of one command under one new revision, in the index,
 //! the feed and the entry's delta alike. It checks nothing; who calls it has.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use kelson_api::Error;
 use kelson_api::mvccpb::KeyValue;
 use kelson_api::mvccpb::event::EventType;
 
 use super::index::Entry;
-use super::row::{self, Fields, Parsed};
+use super::row::{self, Fields, Held, Parsed};
 use super::span::Span;
 use super::state::{Failure, State, count};
 use super::walk::{Found, Walk};
@@ -87,7 +85,7 @@ impl<'a> Writer<'a> {
         let kv = row::key_value_of(&bytes).expect("encoded above");
         let prev_kv = old.as_ref().map(row::key_value);
         let event = FeedEvent { kind: EventType::Put, kv, prev_kv: prev_kv.clone() };
-        self.record(at, key, (row, bytes), event, own);
+        self.record(at, (row, bytes), event, own);
         if lease != parsed.lease {
             self.state.leases.write().reattach(key, parsed.lease, lease);
         }
@@ -100,12 +98,12 @@ impl<'a> Writer<'a> {
         let (old, parsed, own) = self.look_up(key);
         let old = old?;
         count(&self.state.counters.deletes, 1);
-        let row = row::encode_tombstone(self.scratch, key);
+        let row = row::encode_tombstone(self.scratch, key, at.main);
         let bytes = row::share(&row);
         let kv = deletion(bytes.slice(row.len() - key.len()..), at.main);
         let prev_kv = Some(row::key_value(&old));
         let event = FeedEvent { kind: EventType::Delete, kv, prev_kv: prev_kv.clone() };
-        self.record(at, key, (row, bytes), event, own);
+        self.record(at, (row, bytes), event, own);
         if parsed.lease != 0 {
             self.state.leases.write().reattach(key, parsed.lease, 0);
         }
@@ -164,7 +162,7 @@ impl<'a> Writer<'a> {
 
     /// The live row of a key with its fields (all zero if there is none), and whether this command
     /// has already changed the key.
-    fn look_up(&self, key: &[u8]) -> (Option<Arc<[u8]>>, Parsed, bool) {
+    fn look_up(&self, key: &[u8]) -> (Option<Held>, Parsed, bool) {
         let index = self.state.index.read();
         let Some(entry) = index.get(key) else { return (None, Parsed::default(), false) };
         let own = entry.main() > self.before;
@@ -180,14 +178,13 @@ impl<'a> Writer<'a> {
     fn record(
         &mut self,
         at: RevisionKey,
-        key: &[u8],
-        (row, kv): (Arc<[u8]>, Bytes),
+        (row, kv): (Held, Bytes),
         event: FeedEvent,
         own: bool,
     ) {
         let tombstone = event.kind == EventType::Delete;
         let mut index = self.state.index.write();
-        index.record(key, Entry::new(row, key.len(), at, tombstone));
+        index.record(Entry::new(row, at.sub, tombstone));
         self.state.feed.stage(event, own);
         drop(index);
         self.delta.bytes += kv.len() + ROW_COST;
