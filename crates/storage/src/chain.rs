@@ -141,9 +141,14 @@ impl Chains {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use bytes::Bytes;
 
     use super::*;
+    use crate::Options;
+    use crate::engine::Backend;
+    use crate::recover::open_patiently;
     use crate::types::{LeaseRow, LogId, RevisionKey, Row};
 
     fn delta(index: u64, value: &'static [u8]) -> Delta {
@@ -217,5 +222,45 @@ mod tests {
         assert_eq!((chains.at(10), chains.at(12), chains.at(13)), (None, Some(36), None));
         assert_eq!(chains.recent.len(), REMEMBERED);
         assert_eq!(chains.newest().hash, chains.at(10 + 2 * REMEMBERED as u64).unwrap_or(0));
+    }
+
+    /// Turns a closed state into one of layout 1, which knew no chain.
+    fn forget_chain(data_dir: &Path) {
+        let dir = data_dir.join("member/state/0000000000000001");
+        let mut backend: Box<dyn Backend> = Box::new(open_patiently(&dir, 1 << 20).expect("opens"));
+        backend.remove(b"mchain").expect("works").expect("it was there");
+        let crc = crc32c::crc32c(b"mschema\0\0\0\x01").to_le_bytes();
+        let schema = [&[0, 0, 0, 1], crc.as_slice()].concat();
+        backend.write(vec![(b"mschema".to_vec(), schema)]).expect("works");
+        backend.flush().expect("works");
+        backend.close();
+    }
+
+    #[test]
+    fn a_state_without_a_chain_begins_one_where_it_stands() {
+        let temp = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir(temp.path().join("member")).expect("creates");
+        let (durable, _log) = crate::log::Durable::manual(u64::MAX);
+        let open = || crate::open(&Options::new(temp.path()), durable.clone()).expect("opens");
+        let apply = |store: &mut crate::Store, index| {
+            store.apply(LogId { term: 1, index }, &[]).expect("the disk works");
+        };
+        let (mut store, reader) = open();
+        assert_eq!((reader.chain_since(), reader.chain_at(0)), (0, Some(0)));
+        (1..=5).for_each(|index| apply(&mut store, index));
+        let whole = reader.chain_at(5);
+        store.shutdown();
+        let (store, reader) = open();
+        assert_eq!((reader.chain_at(5), reader.chain_at(4)), (whole, None), "only the newest");
+        store.shutdown();
+        forget_chain(temp.path());
+        let (mut store, reader) = open();
+        assert_eq!((reader.chain_since(), reader.chain_at(5)), (5, Some(0)));
+        apply(&mut store, 6);
+        let next = reader.chain_at(6);
+        assert!(next.is_some_and(|hash| hash != 0));
+        store.shutdown();
+        let (_store, reader) = open();
+        assert_eq!((reader.chain_since(), reader.chain_at(6)), (5, next));
     }
 }

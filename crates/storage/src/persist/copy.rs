@@ -59,10 +59,15 @@ impl<F: FnMut() -> Result<Box<dyn Backend>, EngineError>> Copy<F> {
         }
     }
 
-    fn reopen(&mut self) -> Result<(), EngineError> {
+    /// Lets go of the files. All that was put is flushed.
+    pub(crate) fn close(&mut self) {
         if let Some(backend) = self.backend.take() {
             backend.close();
         }
+    }
+
+    fn reopen(&mut self) -> Result<(), EngineError> {
+        self.close();
         self.backend = Some((self.open)()?);
         self.held = 0;
         Ok(())

@@ -11,35 +11,33 @@ use bytes::Bytes;
 use super::TransferError;
 use super::wire::{Chunk, Content, Head, Totals, next_pair};
 use crate::disk;
-use crate::engine::sled::SledBackend;
 use crate::engine::{Backend, EngineError};
 use crate::keys::{self, Pair, SCHEMA_VERSION, Tables, Tally};
 use crate::mvcc::row;
+use crate::persist::copy::Copy;
 use crate::persist::{Claim, Place, Signals, Start};
 use crate::reader::Reader;
-use crate::recover;
+use crate::recover::{self, open_patiently};
 use crate::store::{Loaded, Loader};
 use crate::types::LogId;
 
-/// Rows in one call into the database, which locks all the leaves they touch.
-const BATCH_PAIRS: usize = 5_000;
-/// Written bytes that force a flush. Unit: bytes.
-const FLUSH_BYTES: u64 = 32 << 20;
-/// Part of the files that may be held in memory before the database is opened anew.
-const HELD_PART: u64 = 16;
-/// Memory of a pair in the engine beside its bytes. Unit: bytes.
-const PAIR_COST: usize = 64;
+/// Pairs that are written and flushed together, and bytes.
+const STEP_PAIRS: usize = 4096;
+const STEP_BYTES: usize = 4 << 20;
+
+/// Opens the database of a draft, again and again.
+type Open = Box<dyn FnMut() -> Result<Box<dyn Backend>, EngineError> + Send>;
 
 /// A generation in the making. Dropping it removes it.
 struct Draft {
     place: Place,
     dir: PathBuf,
-    /// `None` while it is opened anew, and once it is finished.
-    backend: Option<Box<dyn Backend>>,
-    /// Bytes since the last flush.
-    dirty: u64,
-    /// About how much the engine holds in memory for writes since it was opened.
-    held: u64,
+    copy: Copy<Open>,
+    /// Pairs of the next step.
+    waiting: Vec<Pair>,
+    waiting_bytes: usize,
+    /// The finished generation, opened as a state.
+    finished: Option<Box<dyn Backend>>,
     is_kept: bool,
     _claim: Claim,
 }
@@ -52,64 +50,45 @@ impl Draft {
         }
         let next = recover::next_generation(place)?;
         let (_, dir) = next.ok_or_else(|| TransferError::Storage("there is no state".into()))?;
-        let mut draft = Self {
+        let (path, cache_bytes) = (dir.clone(), place.cache_bytes);
+        let open: Open = Box::new(move || Ok(Box::new(open_patiently(&path, cache_bytes)?)));
+        Ok(Self {
+            copy: Copy::begin(open, cache_bytes)?,
             place: place.clone(),
             dir,
-            backend: None,
-            dirty: 0,
-            held: 0,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            finished: None,
             is_kept: false,
             _claim: claim,
-        };
-        let backend = SledBackend::open(&draft.dir, place.cache_bytes)?;
-        draft.backend = Some(Box::new(backend));
-        Ok(draft)
+        })
     }
 
-    fn backend(&mut self) -> Result<&mut Box<dyn Backend>, TransferError> {
-        self.backend.as_mut().ok_or(TransferError::Incomplete)
-    }
-
-    fn write(&mut self, pairs: Vec<Pair>) -> Result<(), TransferError> {
-        let bytes = pairs.iter().map(|(key, value)| key.len() + value.len() + PAIR_COST);
-        let bytes = bytes.sum::<usize>() as u64;
-        self.backend()?.write(pairs)?;
-        (self.dirty, self.held) = (self.dirty + bytes, self.held + bytes);
+    fn put(&mut self, pair: Pair) -> Result<(), TransferError> {
+        self.waiting_bytes += pair.0.len() + pair.1.len();
+        self.waiting.push(pair);
+        if self.waiting.len() >= STEP_PAIRS || self.waiting_bytes >= STEP_BYTES {
+            self.flush()?;
+        }
         Ok(())
     }
 
-    /// Bounds what waits in memory: for the disk, and in the engine after that.
-    fn settle(&mut self) -> Result<(), TransferError> {
-        if self.dirty < FLUSH_BYTES.min(self.place.cache_bytes) {
-            return Ok(());
-        }
+    fn flush(&mut self) -> Result<(), TransferError> {
+        // The engine does not survive a full disk.
         if disk::is_low(&self.dir) {
             return Err(TransferError::NoSpace);
         }
-        self.backend()?.flush()?;
-        self.dirty = 0;
-        let is_much = self.held >= self.place.cache_bytes;
-        if is_much && self.held >= disk::used_bytes(&self.dir) / HELD_PART {
-            self.close();
-            let fresh = recover::open_patiently(&self.dir, self.place.cache_bytes)?;
-            self.backend = Some(Box::new(fresh));
-            self.held = 0;
-        }
-        Ok(())
-    }
-
-    fn close(&mut self) {
-        if let Some(backend) = self.backend.take() {
-            backend.close();
-        }
+        self.waiting_bytes = 0;
+        Ok(self.copy.put(std::mem::take(&mut self.waiting))?)
     }
 
     /// Everything on disk, names included.
     fn sync(&mut self) -> Result<(), TransferError> {
-        self.backend()?.flush()?;
-        self.close();
-        recover::sync_tree(&self.dir)
-            .map_err(|error| TransferError::Storage(format!("sync {}: {error}", self.dir.display())))
+        self.flush()?;
+        self.copy.close();
+        recover::sync_tree(&self.dir).map_err(|error| {
+            TransferError::Storage(format!("sync {}: {error}", self.dir.display()))
+        })
     }
 }
 
@@ -118,7 +97,10 @@ impl Drop for Draft {
         if self.is_kept {
             return;
         }
-        self.close();
+        self.copy.close();
+        if let Some(backend) = self.finished.take() {
+            backend.close();
+        }
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             // The next start tries again.
             tracing::warn!(path = %self.dir.display(), %error, "cannot remove a part of a state");
@@ -258,31 +240,24 @@ impl Receiver {
         Ok(begun)
     }
 
-    /// Checks all pairs of a chunk, then writes them.
+    /// Checks and writes all pairs of a chunk.
     fn each_pair(
         &mut self,
         mut rest: Bytes,
         begun: &mut Begun,
         mut check: impl FnMut(&mut Begun, &Bytes, &Bytes) -> Result<(), String>,
     ) -> Result<(), TransferError> {
-        let mut batch: Vec<Pair> = Vec::new();
         while let Some((key, value)) = next_pair(&mut rest).map_err(|reason| self.bad(reason))? {
             if key <= begun.last {
                 return Err(self.bad("its pairs are not in order"));
             }
             check(begun, &key, &value).map_err(|reason| self.bad(reason))?;
-            batch.push((key.to_vec(), value.to_vec()));
+            self.draft.put((key.to_vec(), value.to_vec()))?;
             begun.last = key;
-            if batch.len() == BATCH_PAIRS {
-                self.draft.write(std::mem::take(&mut batch))?;
-            }
         }
         // Copied: it is a slice of the whole chunk.
         begun.last = Bytes::copy_from_slice(&begun.last);
-        if !batch.is_empty() {
-            self.draft.write(batch)?;
-        }
-        self.draft.settle()
+        Ok(())
     }
 
     /// Makes what was received durable, reads it back from disk, checks it again and builds the
@@ -295,13 +270,15 @@ impl Receiver {
         let stage = std::mem::replace(&mut self.stage, Stage::Failed);
         let Stage::Complete(begun) = stage else { return Err(TransferError::Incomplete) };
         let Head { applied, chain, revision, .. } = begun.head;
-        self.draft.write(keys::encode_checkpoint(applied, chain, begun.tally).to_vec())?;
+        for pair in keys::encode_checkpoint(applied, chain, begun.tally) {
+            self.draft.put(pair)?;
+        }
         self.draft.sync()?;
         let mut loader = Loader::new();
         let cache_bytes = self.draft.place.cache_bytes;
         let (_, backend, tables) =
             recover::load(&self.draft.dir, cache_bytes, |row| loader.row(row))?;
-        self.draft.backend = Some(backend);
+        self.draft.finished = Some(backend);
         let tally = tables.tally;
         let scheduled = tables.scheduled_compaction.max(tables.finished_compaction).unwrap_or(-1);
         let loaded = loader.finish(tables.into());
@@ -348,7 +325,7 @@ impl Received {
         signals: Arc<Signals>,
     ) -> Result<(Loaded, Box<dyn Backend>, Start, impl Sized), TransferError> {
         let Self { mut draft, loaded, tally, scheduled } = self;
-        let backend = draft.backend.take().ok_or(TransferError::Incomplete)?;
+        let backend = draft.finished.take().ok_or(TransferError::Incomplete)?;
         draft.is_kept = true;
         let start = Start {
             applied: loaded.applied(),
