@@ -175,13 +175,7 @@ impl<'a> Writer<'a> {
 
     /// Enters one change everywhere. Index and feed change under the index lock, so that a count can
     /// rely on both telling the same story.
-    fn record(
-        &mut self,
-        at: RevisionKey,
-        (row, kv): (Held, Bytes),
-        event: FeedEvent,
-        own: bool,
-    ) {
+    fn record(&mut self, at: RevisionKey, (row, kv): (Held, Bytes), event: FeedEvent, own: bool) {
         let tombstone = event.kind == EventType::Delete;
         let mut index = self.state.index.write();
         index.record(Entry::new(row, at.sub, tombstone));
