@@ -239,7 +239,7 @@ impl Host {
         let pid = self.start(number)?;
         let mut text = format!("{} added as a learner, process {pid}", name(number));
         if promote {
-            self.promote(number, Reply::Here);
+            self.promote(number, Reply::Nobody);
             text.push_str("; it gets a vote once it has caught up");
         }
         Ok(text)

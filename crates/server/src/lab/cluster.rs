@@ -1,6 +1,6 @@
 //! Changes of membership through the cluster's own API, as any operator would make them: asked of
 //! one running member, which passes them to the leader. Only refusals that pass by themselves are tried
-//! again: a cluster too young for an addition, and a learner that has not caught up.
+//! again: a cluster too young for a change, and a learner that has not caught up.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use tonic::transport::Channel;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The answer to an addition that would come too early; nothing was changed then.
+/// The answer to a change that comes too early after a start; nothing was changed then.
 const UNHEALTHY: &str = "etcdserver: unhealthy cluster";
-/// After so many attempts, ten seconds, the answer is the user's.
-const ADD_ATTEMPTS_MAX: u32 = 20;
+/// After so many attempts, ten seconds, that answer is the user's.
+const EARLY_ATTEMPTS_MAX: u32 = 20;
 /// After so many attempts, two minutes at least, promotion is left to the user.
 const PROMOTE_ATTEMPTS_MAX: u32 = 240;
 
@@ -32,13 +32,13 @@ pub(crate) async fn add(
 ) -> Result<String, String> {
     let request = pb::MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner };
     let mut client = ClusterClient::new(channel);
-    let mut attempts = 1;
+    let mut attempt = 1;
     let answer = loop {
-        match call(client.member_add(request.clone())).await {
-            // Members must have seen each other for some seconds; a new lab's have not.
-            Err(text) if text == UNHEALTHY && attempts < ADD_ATTEMPTS_MAX => attempts += 1,
-            other => break other?,
+        let answer = call(client.member_add(request.clone())).await;
+        if !is_early(&answer, attempt) {
+            break answer?;
         }
+        attempt += 1;
         tokio::time::sleep(PAUSE).await;
     };
     let new = answer.member.unwrap_or_default().id;
@@ -85,7 +85,20 @@ pub(crate) async fn promote(channel: Channel, peer_url: &str) -> Result<(), Stri
 pub(crate) async fn remove(channel: Channel, peer_url: &str) -> Result<(), String> {
     let mut client = ClusterClient::new(channel);
     let id = find(&mut client, peer_url).await?.id;
-    call(client.member_remove(pb::MemberRemoveRequest { id })).await.map(drop)
+    let mut attempt = 1;
+    loop {
+        let answer = call(client.member_remove(pb::MemberRemoveRequest { id })).await;
+        if !is_early(&answer, attempt) {
+            return answer.map(drop);
+        }
+        attempt += 1;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Whether to try once more because the members have not known each other for long enough.
+fn is_early<T>(answer: &Result<T, String>, attempt: u32) -> bool {
+    answer.as_ref().is_err_and(|text| text == UNHEALTHY) && attempt < EARLY_ATTEMPTS_MAX
 }
 
 async fn find(client: &mut ClusterClient<Channel>, peer_url: &str) -> Result<pb::Member, String> {

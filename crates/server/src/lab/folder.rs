@@ -12,6 +12,7 @@ use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,10 @@ const FORMAT: &str = "kelson-lab 1";
 const PORT_STEP: u16 = 10;
 /// Numbers are not reused, so a lab of many additions ends here.
 const NUMBER_MAX: u16 = 99;
+
+/// Longest wait for the members of a lab that was killed; the kernel ends them with it.
+const LEFTOVER_WAIT: Duration = Duration::from_secs(5);
+const LEFTOVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a lab remembers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -100,6 +105,7 @@ impl Folder {
             refuse_foreign(&path)?;
         }
         let lock = lock(&path)?;
+        let had_members = before.is_some();
         let before = match before {
             Some(record) if start.reset => {
                 reset(&path, &record).map_err(|e| format!("cannot reset {}: {e}", show(&path)))?;
@@ -120,7 +126,7 @@ impl Folder {
         if let Some(flags) = &start.server_flags {
             record.server_flags.clone_from(flags);
         }
-        record.members.iter().try_for_each(|entry| check_free(&record.ports(entry.number)))?;
+        wait_free(&record, if had_members { LEFTOVER_WAIT } else { Duration::ZERO })?;
         let program = std::env::current_exe()
             .map_err(|error| format!("cannot tell this program's path: {error}"))?;
         let server = record.server_bin.clone().unwrap_or_else(|| program.clone());
@@ -336,6 +342,19 @@ fn delete(result: std::io::Result<()>) -> std::io::Result<()> {
     match result {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Checks the ports of all members. Members of a lab that was killed a moment ago may still hold
+/// theirs, so a folder that had members waits for `patience`.
+fn wait_free(record: &Record, patience: Duration) -> Result<(), String> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let mut members = record.members.iter();
+        match members.try_for_each(|entry| check_free(&record.ports(entry.number))) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(LEFTOVER_PAUSE),
+            other => return other,
+        }
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) enum Reply {
     Shell(oneshot::Sender<Told>),
     /// To this lab's own terminal or output.
     Here,
+    /// To nobody: what happens is only noted.
+    Nobody,
 }
 
 /// The result of work that the loop did not wait for.
@@ -443,6 +445,9 @@ impl Host {
                 }
                 self.front.tell(told);
             }
+            Reply::Nobody => match &told {
+                Ok(text) | Err(text) => self.event(text),
+            },
             Reply::Shell(shell) => {
                 if let Ok(text) = &told {
                     self.event(text.lines().next().unwrap_or_default());
@@ -457,6 +462,7 @@ impl Host {
     pub(crate) fn show(&mut self, reply: Reply, text: String) {
         match reply {
             Reply::Here => self.front.show(text),
+            Reply::Nobody => {}
             Reply::Shell(shell) => {
                 let _gone = shell.send(Ok(text));
             }
