@@ -256,3 +256,25 @@ fn a_lab_of_three_loses_members_and_gets_one_more() {
     lab.ended();
     wait_gone(&pids);
 }
+
+#[test]
+fn a_lab_with_tls_serves_only_those_who_show_its_certificates() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    let base = free_base(2).to_string();
+    let lab = Lab::start(&temp.path().join("lab"), &["--tls", "--base-port", &base]);
+    // The lab itself asks members as a client with certificates, and peers found each other.
+    lab.tell(&["kill", "leader"]);
+    lab.tell(&["wait"]);
+    let leader = lab.leader();
+    let url = lab.member(&leader)["client_url"].as_str().expect("a URL").to_owned();
+    assert!(url.starts_with("https://"), "{url}");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let plain = url.replace("https", "http");
+    let answer = runtime.block_on(async { Session::new(&plain).run("put a 1").await });
+    assert!(!answer[0].starts_with("rev="), "{answer:?}");
+    let lines = lab.tell(&["lines"]);
+    for flag in ["--cacert=", "--cert=", "--key="] {
+        let file = lines.split(flag).nth(1).and_then(|rest| rest.split_whitespace().next());
+        assert!(file.is_some_and(|file| Path::new(file).is_file()), "{flag}: {lines}");
+    }
+}

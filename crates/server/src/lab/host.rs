@@ -510,12 +510,14 @@ impl Host {
         let dir = self.folder.path.display().to_string();
         let text = format!("all members have stopped; 'kelson lab --dir {dir}' brings them back");
         super::say(&text);
-        for reply in std::mem::take(&mut self.quit_replies) {
+        let replies = std::mem::take(&mut self.quit_replies);
+        // The folder is free before anyone hears of the end and starts the next lab.
+        drop(self);
+        for reply in replies {
             if let Reply::Shell(shell) = reply {
                 let _gone = shell.send(Ok(text.clone()));
             }
         }
-        drop(self);
         socket.drain().await;
     }
 }
