@@ -338,8 +338,8 @@ impl Server {
         Ok(Member { app, housekeeping })
     }
 
-    /// Lets gRPC calls of clients through once the member has caught up with its cluster, tells the
-    /// cluster about it, and then waits for ever. Returns only why it must not serve.
+    /// Tells the cluster about this member once it has caught up, lets gRPC calls of clients through,
+    /// and then waits for ever. Returns only why it must not serve.
     async fn serve_member(&self, member: &Member, config: &Config) -> ServeError {
         let app = &member.app;
         if app.node.ready().await.is_err() {
@@ -351,6 +351,8 @@ impl Server {
         {
             return error.into();
         }
+        // As with etcd, the first answer that a client gets knows this member's name.
+        publish(app, config).await;
         let routes = services::routes(app, member.housekeeping.lessor());
         let slow = app.limits.warning_unary_request_duration;
         let metrics = Arc::clone(&self.metrics);
@@ -367,7 +369,9 @@ impl Server {
                 );
             }
         }
-        publish(app, config).await;
+        if let Err(error) = notify::notify("READY=1") {
+            tracing::warn!(%error, "cannot tell the service manager that the member is ready");
+        }
         std::future::pending().await
     }
 
@@ -460,8 +464,7 @@ async fn node_config(config: &Config, dial: &Dial) -> Result<NodeConfig, ServeEr
     })
 }
 
-/// Tells the cluster this member's name and client URLs, then the service manager that it is
-/// ready. Repeats until it succeeds.
+/// Tells the cluster this member's name and client URLs. Repeats until it succeeds.
 async fn publish(app: &App, config: &Config) {
     let id = app.node.status().member_id;
     let client_urls = texts(&config.advertise_client_urls);
@@ -486,9 +489,6 @@ async fn publish(app: &App, config: &Config) {
         "client-urls" = client_urls.join(","),
         "published local member to cluster through raft"
     );
-    if let Err(error) = notify::notify("READY=1") {
-        tracing::warn!(%error, "cannot tell the service manager that the member is ready");
-    }
 }
 
 /// Hands leadership to the connected voter that has most of the log, if this member leads and there
