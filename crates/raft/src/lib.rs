@@ -39,7 +39,7 @@ pub use error::StartError;
 pub use identity::{bootstrap_member_id, cluster_id};
 pub use membership::MemberChange;
 pub use node::Node;
-pub use peers::{Credentials, PeerChannel, PeerConnector, PeerIo, plain_connector};
+pub use peers::{Credentials, PeerChannel, PeerConnector, PeerCounters, PeerIo, plain_connector};
 pub use status::{Counters, Status};
 
 #[cfg(test)]

@@ -25,24 +25,28 @@ use crate::types::{
 struct MemoryState {
     applied: kelson_storage::LogId,
     membership: StoredMembership,
-    snapshot: Option<Snapshot>,
+    snapshot: Option<SnapshotMeta>,
 }
 
 impl MemoryState {
     fn take_snapshot(&mut self) -> Snapshot {
         let taken = snapshot::at(self.applied, self.membership.clone());
-        self.snapshot = Some(taken.clone());
+        self.snapshot = Some(taken.meta.clone());
         taken
     }
 }
 
-struct Taken(Snapshot);
+struct Taken(SnapshotMeta);
+
+fn with_content(meta: &SnapshotMeta) -> Snapshot {
+    Snapshot { meta: meta.clone(), snapshot: SnapshotHandle::Own }
+}
 
 impl RaftSnapshotBuilder<TypeConfig> for Taken {
     type SnapshotData = SnapshotHandle;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        Ok(self.0.clone())
+        Ok(with_content(&self.0))
     }
 }
 
@@ -69,22 +73,22 @@ impl RaftStateMachine<TypeConfig> for MemoryState {
     }
 
     async fn get_snapshot_builder(&mut self) -> Taken {
-        Taken(self.take_snapshot())
+        Taken(self.take_snapshot().meta)
     }
 
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta,
-        snapshot: SnapshotHandle,
+        _snapshot: SnapshotHandle,
     ) -> io::Result<()> {
         self.applied = meta.last_log_id.as_ref().map(position).unwrap_or_default();
         self.membership = meta.last_membership.clone();
-        self.snapshot = Some(Snapshot { meta: meta.clone(), snapshot });
+        self.snapshot = Some(meta.clone());
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        Ok(self.snapshot.clone())
+        Ok(self.snapshot.as_ref().map(with_content))
     }
 }
 

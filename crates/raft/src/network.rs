@@ -106,8 +106,9 @@ impl PeerLink {
         let begun = Instant::now();
         let mut client = self.link.control();
         let call = client.heartbeat(wire::append_request(request));
-        let reply = self.answered(ttl, call).await.map_err(|status| failed(&status))?;
-        self.link.note_round_trip(begun.elapsed());
+        let reply = self.answered(ttl, call).await;
+        self.link.note_heartbeat(reply.is_ok().then(|| begun.elapsed()));
+        let reply = reply.map_err(|status| failed(&status))?;
         wire::append_result(&reply).map_err(|status| failed(&status))
     }
 

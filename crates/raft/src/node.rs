@@ -26,7 +26,7 @@ use crate::log_store::LogStore;
 use crate::membership::{MemberChange, Members};
 use crate::network::Network;
 use crate::peer_service::PeerService;
-use crate::peers::{PeerChannel, Peers};
+use crate::peers::{PeerChannel, PeerCounters, Peers};
 use crate::progress::Progress;
 use crate::proposer::{Limits, Proposer, Urgency};
 use crate::purge::Retention;
@@ -166,9 +166,10 @@ impl Node {
         self.inner.peers.active_since(member)
     }
 
-    /// Round trips of heartbeats since the last call of this function, by member; at most 4096 each.
-    pub fn take_round_trips(&self) -> Vec<(u64, Vec<Duration>)> {
-        self.inner.peers.take_round_trips()
+    /// What was counted about other members, by member. Samples are those since the last call of this
+    /// function, at most 4096 of a kind.
+    pub fn take_peer_counters(&self) -> Vec<(u64, PeerCounters)> {
+        self.inner.peers.take_counters()
     }
 
     /// True once this member knows that the cluster has removed it for ever: it should end.
@@ -253,6 +254,19 @@ impl Node {
     /// resources, as lease revocations and compactions do.
     pub async fn propose_urgent(&self, op: Op) -> Result<Outcome, Error> {
         self.inner.proposer.propose(op, Urgency::Urgent).await
+    }
+
+    /// As [`Node::propose_urgent`], but only while this member leads `term`, and never through another
+    /// leader: for what a leader decides by its own clock, as the end of a lease. A leader that was
+    /// deposed without noticing must not have its late decisions carried out.
+    ///
+    /// # Errors
+    /// `NotLeader`: surely not proposed. Others as [`Node::propose`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the outcome unknown.
+    pub async fn propose_leading(&self, op: Op, term: u64) -> Result<Outcome, Error> {
+        self.inner.proposer.propose_leading(&self.inner.raft, op, term).await
     }
 
     /// Returns an applied index that covers everything acknowledged, on any member, before the

@@ -192,7 +192,8 @@ impl Peer for PeerService {
         request: Request<Streaming<SnapshotPart>>,
     ) -> Result<Response<SnapshotReply>, Status> {
         let from = self.peers.check_sender(request.metadata())?;
-        let reply = snapshot::receive(&self.raft, &self.transfers, request.into_inner()).await;
+        let (link, parts) = (self.peers.link(from), request.into_inner());
+        let reply = snapshot::receive(&self.raft, &self.transfers, &link, parts).await;
         if let Err(status) = &reply {
             tracing::warn!(
                 "remote-peer-id" = format!("{from:x}"),

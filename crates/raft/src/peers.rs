@@ -122,12 +122,45 @@ pub(crate) struct Link {
     kept: AtomicU64,
     /// A refusal was logged and nothing has gone well since.
     is_complaining: AtomicBool,
-    /// Round trip of the last heartbeats, in microseconds; taken by the metrics.
-    round_trips: Mutex<Vec<Duration>>,
+    counters: Mutex<PeerCounters>,
 }
 
-/// Round trips kept between two collections of metrics.
-const ROUND_TRIPS: usize = 4096;
+/// Samples kept between two collections of metrics.
+const SAMPLES: usize = 4096;
+
+/// What was counted about one member since the start of this process.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PeerCounters {
+    /// Calls to the member that failed.
+    pub send_failures: u64,
+    /// Heartbeats among them.
+    pub heartbeat_failures: u64,
+    /// Snapshots on their way to the member now.
+    pub snapshots_sending: u64,
+    /// Snapshots that it took.
+    pub snapshots_sent: u64,
+    /// Snapshots that it did not take.
+    pub snapshot_send_failures: u64,
+    /// Snapshots on their way from the member now.
+    pub snapshots_receiving: u64,
+    /// Snapshots taken from it.
+    pub snapshots_received: u64,
+    /// Snapshots from it that were not taken.
+    pub snapshot_receive_failures: u64,
+    /// Round trips of heartbeats since the counters were last taken.
+    pub round_trips: Vec<Duration>,
+    /// Durations of sent snapshots since the counters were last taken.
+    pub snapshot_send_times: Vec<Duration>,
+    /// Durations of received snapshots since the counters were last taken.
+    pub snapshot_receive_times: Vec<Duration>,
+}
+
+/// Which way a snapshot goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Out,
+    In,
+}
 
 impl Link {
     pub(crate) fn bulk(&self) -> PeerClient<PeerChannel> {
@@ -153,6 +186,7 @@ impl Link {
     /// A call failed.
     pub(crate) fn note_failure(&self, status: &Status) {
         *self.active_since.lock() = None;
+        self.counters.lock().send_failures += 1;
         if !self.is_complaining.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "remote-peer-id" = format!("{:x}", self.id),
@@ -162,10 +196,48 @@ impl Link {
         }
     }
 
-    pub(crate) fn note_round_trip(&self, took: Duration) {
-        let mut trips = self.round_trips.lock();
-        if trips.len() < ROUND_TRIPS {
-            trips.push(took);
+    /// A heartbeat was answered after so long, or not at all.
+    pub(crate) fn note_heartbeat(&self, round_trip: Option<Duration>) {
+        let mut counters = self.counters.lock();
+        match round_trip {
+            Some(took) => sample(&mut counters.round_trips, took),
+            None => counters.heartbeat_failures += 1,
+        }
+    }
+
+    pub(crate) fn note_snapshot_begun(&self, way: Way) {
+        let mut counters = self.counters.lock();
+        match way {
+            Way::Out => counters.snapshots_sending += 1,
+            Way::In => counters.snapshots_receiving += 1,
+        }
+    }
+
+    /// A snapshot ended: `took` so long, or failed.
+    pub(crate) fn note_snapshot_ended(&self, way: Way, took: Option<Duration>) {
+        let mut counters = self.counters.lock();
+        let counters = &mut *counters;
+        let (under_way, done, failed, times) = match way {
+            Way::Out => (
+                &mut counters.snapshots_sending,
+                &mut counters.snapshots_sent,
+                &mut counters.snapshot_send_failures,
+                &mut counters.snapshot_send_times,
+            ),
+            Way::In => (
+                &mut counters.snapshots_receiving,
+                &mut counters.snapshots_received,
+                &mut counters.snapshot_receive_failures,
+                &mut counters.snapshot_receive_times,
+            ),
+        };
+        *under_way -= 1;
+        match took {
+            Some(took) => {
+                *done += 1;
+                sample(times, took);
+            }
+            None => *failed += 1,
         }
     }
 
@@ -189,6 +261,12 @@ impl Link {
              replaced by an older copy; remove the member and add it again with an empty directory",
             self.id
         )))
+    }
+}
+
+fn sample(samples: &mut Vec<Duration>, took: Duration) {
+    if samples.len() < SAMPLES {
+        samples.push(took);
     }
 }
 
@@ -256,11 +334,18 @@ impl Peers {
         link.and_then(|link| *link.active_since.lock())
     }
 
-    /// Round trips of heartbeats since the last call, by member.
-    pub(crate) fn take_round_trips(&self) -> Vec<(u64, Vec<Duration>)> {
+    /// What was counted, by member; samples are taken out.
+    pub(crate) fn take_counters(&self) -> Vec<(u64, PeerCounters)> {
         let links = self.inner.links.lock();
-        let taken = links.iter().map(|(id, link)| (*id, std::mem::take(&mut *link.round_trips.lock())));
-        taken.collect()
+        let take = |(id, link): (&u64, &Arc<Link>)| {
+            let mut counters = link.counters.lock();
+            let taken = counters.clone();
+            counters.round_trips.clear();
+            counters.snapshot_send_times.clear();
+            counters.snapshot_receive_times.clear();
+            (*id, taken)
+        };
+        links.iter().map(take).collect()
     }
 
     pub(crate) fn channel(&self, id: u64) -> PeerChannel {
@@ -369,7 +454,7 @@ impl Inner {
             active_since: Mutex::new(None),
             kept: AtomicU64::new(0),
             is_complaining: AtomicBool::new(false),
-            round_trips: Mutex::default(),
+            counters: Mutex::default(),
         }
     }
 

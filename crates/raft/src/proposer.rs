@@ -21,7 +21,7 @@ use crate::forward::{Forwarded, Forwarder};
 use crate::progress::Progress;
 use crate::reads::Reads;
 use crate::status::Status;
-use crate::types::{Answer, Commands, Raft, TypeConfig};
+use crate::types::{Answer, Commands, CommittedLeaderId, Raft, TypeConfig};
 use crate::waiters::Waiters;
 
 /// One entry carries at most this many commands ...
@@ -151,6 +151,43 @@ impl Proposer {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
         result
+    }
+
+    /// As `propose` with urgency, but only into this member's own log and only while it leads `term`:
+    /// never forwarded, never kept for later. For decisions that a leader may take and a deposed one
+    /// must not.
+    pub(crate) async fn propose_leading(
+        &self,
+        raft: &Raft,
+        op: Op,
+        term: u64,
+    ) -> Result<Outcome, Error> {
+        let request_id = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let command = Command { request_id, origin: self.member_id, op: Some(op) };
+        self.admit(command.encoded_len(), Urgency::Urgent)?;
+        let deadline = Instant::now() + self.limits.timeout;
+        let leader_changes = self.status.borrow().leader_changes;
+        let mut answer = self.waiters.add(request_id, deadline, leader_changes);
+        let _leaving = Leaving { waiters: &self.waiters, request_id };
+        self.waiters.retain_proposed(&mut vec![request_id], |id| *id);
+        let entry = Commands(Batch { commands: vec![command] }.encode_to_vec().into());
+        let (sender, disposed) = tokio::sync::oneshot::channel();
+        // The receiver is gone if the caller is.
+        let told = Answer::new(move |result: ClientWriteResult<TypeConfig>| {
+            drop(sender.send(result.map(|_| ())));
+        });
+        let leader = CommittedLeaderId::new(term);
+        let writing = raft.write(entry).with_leader(leader).responder(told);
+        writing.await.map_err(|_| Error::Stopped)?;
+        tokio::select! {
+            biased;
+            outcome = &mut answer => outcome.unwrap_or(Err(Error::Stopped)),
+            disposed = disposed => match disposed {
+                Ok(Err(ClientWriteError::ForwardToLeader(_))) => Err(Error::NotLeader),
+                Ok(Err(_)) => Err(Error::TimeoutLeaderFailure),
+                Ok(Ok(())) | Err(_) => answer.await.unwrap_or(Err(Error::Stopped)),
+            },
+        }
     }
 
     /// Proposals that wait for their result, and those that got none since start.

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tonic::{Status, Streaming};
 
 use crate::codec;
-use crate::peers::{Link, Peers};
+use crate::peers::{Link, Peers, Way};
 use crate::types::{Raft, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote, raft_log_id};
 use crate::wire;
 
@@ -72,17 +72,6 @@ pub(crate) struct Transfers {
     /// Position of each transfer: the log behind it must stay.
     under_way: Arc<Mutex<BTreeMap<u64, u64>>>,
     next: Arc<AtomicU64>,
-    pub(crate) counters: Arc<TransferCounters>,
-}
-
-/// What snapshots have cost since the start.
-#[derive(Default)]
-pub(crate) struct TransferCounters {
-    pub(crate) sent: AtomicU64,
-    pub(crate) send_failures: AtomicU64,
-    pub(crate) received: AtomicU64,
-    pub(crate) bytes_sent: AtomicU64,
-    pub(crate) bytes_received: AtomicU64,
 }
 
 /// Keeps the log behind one transfer.
@@ -104,7 +93,6 @@ impl Transfers {
             room: Arc::new(Semaphore::new(AT_A_TIME)),
             under_way: Arc::default(),
             next: Arc::default(),
-            counters: Arc::default(),
         }
     }
 
@@ -131,13 +119,32 @@ pub(crate) async fn send(
     let _turn = transfers.room.acquire().await.expect("the semaphore is never closed");
     // From the applied position on the log must stay; it is taken before the state is pinned.
     let _kept = transfers.begin(transfers.reader.applied());
+    let mut counted = Counted::begin(link, Way::Out);
     let result = stream_state(transfers, peers, link, vote).await;
-    let counter = match result {
-        Ok(_) => &transfers.counters.sent,
-        Err(_) => &transfers.counters.send_failures,
-    };
-    counter.fetch_add(1, Ordering::Relaxed);
+    counted.is_done = result.is_ok();
     result
+}
+
+/// Counts a snapshot under way, however it ends.
+struct Counted<'a> {
+    link: &'a Link,
+    way: Way,
+    begun: Instant,
+    is_done: bool,
+}
+
+impl<'a> Counted<'a> {
+    fn begin(link: &'a Link, way: Way) -> Self {
+        link.note_snapshot_begun(way);
+        Counted { link, way, begun: Instant::now(), is_done: false }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let took = self.is_done.then(|| self.begun.elapsed());
+        self.link.note_snapshot_ended(self.way, took);
+    }
 }
 
 async fn stream_state(
@@ -157,10 +164,9 @@ async fn stream_state(
     tracing::info!(index = applied.index, "sending database snapshot");
 
     let (mut parts, stream) = mpsc::channel(AHEAD);
-    let counters = transfers.counters.clone();
     let (failure, failed) = tokio::sync::oneshot::channel();
     tokio::task::spawn_blocking(move || {
-        let fed = feed(transfer, header, &mut parts, &counters);
+        let fed = feed(transfer, header, &mut parts);
         // The asking side is gone if the call was canceled.
         drop(failure.send(fed));
     });
@@ -195,7 +201,6 @@ fn feed(
     mut transfer: Transfer,
     header: SnapshotPart,
     parts: &mut mpsc::Sender<SnapshotPart>,
-    counters: &TransferCounters,
 ) -> Result<(), String> {
     use futures::SinkExt;
     let begun = Instant::now();
@@ -204,7 +209,6 @@ fn feed(
     futures::executor::block_on(parts.send(header)).map_err(gone)?;
     while let Some(chunk) = transfer.next_chunk().map_err(|fatal| fatal.to_string())? {
         sent += chunk.len() as u64;
-        counters.bytes_sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         let part = SnapshotPart { part: Some(Part::Chunk(chunk)) };
         futures::executor::block_on(parts.send(part)).map_err(gone)?;
         let due = Duration::from_micros(sent.saturating_mul(1_000_000) / BYTES_PER_SECOND);
@@ -218,8 +222,10 @@ fn feed(
 pub(crate) async fn receive(
     raft: &Raft,
     transfers: &Transfers,
+    link: &Link,
     mut parts: Streaming<SnapshotPart>,
 ) -> Result<SnapshotReply, Status> {
+    let mut counted = Counted::begin(link, Way::In);
     let Some(Part::Header(header)) = next_part(&mut parts).await? else {
         return Err(Status::invalid_argument("a snapshot begins with a header"));
     };
@@ -242,7 +248,7 @@ pub(crate) async fn receive(
     let snapshot = Snapshot { meta, snapshot: SnapshotHandle::Received(Box::new(received)) };
     let response = raft.install_full_snapshot(vote, snapshot).await;
     let response = response.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
-    transfers.counters.received.fetch_add(1, Ordering::Relaxed);
+    counted.is_done = true;
     Ok(SnapshotReply { ballot: Some(wire::ballot(&response.vote)) })
 }
 
@@ -270,8 +276,6 @@ async fn write(
     loop {
         match next_part(parts).await {
             Ok(Some(Part::Chunk(chunk))) => {
-                let size = chunk.len() as u64;
-                transfers.counters.bytes_received.fetch_add(size, Ordering::Relaxed);
                 if chunks.send(chunk).await.is_err() {
                     break; // The writer failed and says why below.
                 }
