@@ -111,10 +111,10 @@ impl NodeConfig {
         let config = Config {
             cluster_name: self.initial_cluster_token.clone(),
             heartbeat_interval: self.heartbeat.as_millis() as u64,
-            // The lease of a leader is the upper bound and the timeout comes on top of it, so half
-            // of etcd's timeout gives etcd's time to a new leader.
-            election_timeout_min: election / 2,
-            election_timeout_max: election,
+            // A follower waits for the upper bound, which is the leader's lease, and then for a time
+            // between the two: together 1 to 1.5 times the flag, where etcd waits 1 to 2 times.
+            election_timeout_min: election / 4,
+            election_timeout_max: election * 3 / 4,
             enable_pre_vote: Some(true),
             // A restarted leader asks again: its state may be behind what it had committed.
             enable_leader_restore: Some(false),

@@ -574,12 +574,25 @@ fn open(
     let state = store.applied().index;
     let (purged, last) = (opened.purged.index, opened.last.index.max(opened.purged.index));
     if state > last {
-        return Err(StartError::LogLost { log: last, state });
+        // Legal only if the process ended between the installation of a snapshot and the emptying of
+        // the log, which is caught up with here.
+        if kelson_storage::received_position(&options) != Some(store.applied()) {
+            return Err(StartError::LogLost { log: last, state });
+        }
+        empty(&opened.log, store.applied())?;
     }
     if state < purged {
         return Err(StartError::StateLost { log: purged, state });
     }
     Ok(Opened { data_dir, log: opened.log, vote, store, reader, identity })
+}
+
+/// Takes everything up to a position out of the log, which then begins behind it.
+fn empty(log: &Log, upto: kelson_storage::LogId) -> Result<(), StartError> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // The receiver waits below.
+    log.purge(upto, Box::new(move |result| drop(sender.send(result))));
+    Ok(receiver.recv().unwrap_or(Err(kelson_storage::log::LogError::Closed))?)
 }
 
 /// A log begins with a vote, so that one that has lost its votes is never taken for a new one.
