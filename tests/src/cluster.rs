@@ -26,8 +26,8 @@ pub struct Cluster {
 struct Member {
     client_port: u16,
     peer_port: u16,
-    /// `--initial-cluster` and `--initial-cluster-state`.
-    initial: (String, &'static str),
+    /// How it finds the others at its first start.
+    initial: Vec<String>,
     child: Option<Child>,
 }
 
@@ -35,6 +35,20 @@ impl Cluster {
     /// Starts a cluster of this many members and waits until each serves. `scheme` is that of the
     /// peer URLs.
     pub fn start(binary: &Path, size: usize, scheme: &'static str, extra: &[String]) -> Cluster {
+        let mut cluster = Cluster::of(binary, size, scheme, extra);
+        let list = cluster.list(&(0..size).collect::<Vec<_>>());
+        cluster.found(&[format!("--initial-cluster={list}")]);
+        cluster
+    }
+
+    /// As [`Cluster::start`], but members find each other by these flags.
+    pub fn start_finding(binary: &Path, size: usize, flags: &[String]) -> Cluster {
+        let mut cluster = Cluster::of(binary, size, "http", &[]);
+        cluster.found(flags);
+        cluster
+    }
+
+    fn of(binary: &Path, size: usize, scheme: &'static str, extra: &[String]) -> Cluster {
         let dir = tempfile::Builder::new().prefix("kelson-cluster-").tempdir().expect("temp dir");
         let mut cluster = Cluster {
             binary: binary.to_path_buf(),
@@ -43,22 +57,22 @@ impl Cluster {
             extra: extra.to_vec(),
             members: Vec::new(),
         };
-        for _ in 0..size {
-            cluster.reserve();
-        }
-        let initial = cluster.initial_cluster();
-        for index in 0..size {
-            cluster.members[index].initial = (initial.clone(), "new");
-            cluster.spawn(index);
-        }
-        (0..size).for_each(|index| cluster.wait_ready(index));
+        (0..size).for_each(|_| drop(cluster.reserve()));
         cluster
+    }
+
+    fn found(&mut self, flags: &[String]) {
+        for index in 0..self.members.len() {
+            self.members[index].initial = flags.to_vec();
+            self.spawn(index);
+        }
+        (0..self.members.len()).for_each(|index| self.wait_ready(index));
     }
 
     /// Makes room for one more member: ports and a name, no process yet. Returns its index.
     pub fn reserve(&mut self) -> usize {
         let (client_port, peer_port) = (free_port(), free_port());
-        let initial = (String::new(), "existing");
+        let initial = Vec::new();
         self.members.push(Member { client_port, peer_port, initial, child: None });
         self.members.len() - 1
     }
@@ -66,15 +80,23 @@ impl Cluster {
     /// Starts the process of a reserved member that the cluster has been told of. `others` are the
     /// members that the cluster has beside it.
     pub fn join(&mut self, index: usize, others: &[usize]) {
-        let named = others.iter().chain([&index]);
-        let list: Vec<String> = named.map(|i| format!("m{i}={}", self.peer_url(*i))).collect();
-        self.members[index].initial = (list.join(","), "existing");
+        let named: Vec<usize> = others.iter().copied().chain([index]).collect();
+        self.members[index].initial = vec![
+            format!("--initial-cluster={}", self.list(&named)),
+            "--initial-cluster-state=existing".to_owned(),
+        ];
         self.spawn(index);
     }
 
-    fn initial_cluster(&self) -> String {
-        let members = 0..self.members.len();
-        let list: Vec<String> = members.map(|i| format!("m{i}={}", self.peer_url(i))).collect();
+    /// Starts the process of a reserved member that finds others by these flags.
+    pub fn spawn_finding(&mut self, index: usize, flags: &[String]) {
+        self.members[index].initial = flags.to_vec();
+        self.spawn(index);
+    }
+
+    fn list(&self, members: &[usize]) -> String {
+        let list: Vec<String> =
+            members.iter().map(|i| format!("m{i}={}", self.peer_url(*i))).collect();
         list.join(",")
     }
 
@@ -110,9 +132,13 @@ impl Cluster {
 
     /// Starts the process of a member, again if it ran before.
     pub fn spawn(&mut self, index: usize) {
+        self.spawn_with(index, &[]);
+    }
+
+    /// As [`Cluster::spawn`], with further flags this time.
+    pub fn spawn_with(&mut self, index: usize, flags: &[String]) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(index));
         let (client, peer) = (self.endpoint(index), self.peer_url(index));
-        let (initial_cluster, state) = &self.members[index].initial;
         let mut command = Command::new(&self.binary);
         command
             .arg(format!("--name=m{index}"))
@@ -121,9 +147,9 @@ impl Cluster {
             .arg(format!("--advertise-client-urls={client}"))
             .arg(format!("--listen-peer-urls={peer}"))
             .arg(format!("--initial-advertise-peer-urls={peer}"))
-            .arg(format!("--initial-cluster={initial_cluster}"))
-            .arg(format!("--initial-cluster-state={state}"))
+            .args(&self.members[index].initial)
             .args(&self.extra)
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.expect("open the log file"));

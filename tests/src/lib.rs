@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod forge;
 pub mod format;
 pub mod image;
 pub mod ledger;

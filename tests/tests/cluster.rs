@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use kelson_api::etcdserverpb as pb;
 use kelson_tests::cluster::{Cluster, PATIENCE};
-use kelson_tests::server::kelson_binary;
+use kelson_tests::forge::forge;
+use kelson_tests::server::{Server, http_get, kelson_binary};
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
@@ -342,7 +343,8 @@ fn members_come_and_go() {
             peer_ur_ls: vec![cluster.peer_url(newcomer)],
             is_learner,
         };
-        let added = client().member_add(add(true)).await.expect("added").into_inner();
+        let added = once_healthy(|| async { client().member_add(add(true)).await }).await;
+        let added = added.expect("added");
         let member = added.member.expect("the new member");
         assert!(member.is_learner && member.name.is_empty());
         assert_eq!(added.members.len(), 4);
@@ -485,5 +487,76 @@ fn leadership_moves_where_it_is_told() {
             assert_eq!(cluster.leader().await, target);
             all_see_all(&cluster, &[0, 1, 2], "moved").await;
         }
+    });
+}
+
+#[test]
+fn members_meet_at_a_discovery_service() {
+    run(async {
+        let service = Server::start(&kelson_binary(), &[]);
+        let channel = Channel::from_shared(service.endpoint()).expect("a URL").connect_lazy();
+        let size = put_of("/_etcd/registry/meeting/_config/size", "3", 0);
+        KvClient::new(channel).put(size).await.expect("a put");
+        let flags = [
+            format!("--discovery-endpoints={}", service.endpoint()),
+            "--discovery-token=meeting".to_owned(),
+        ];
+        let mut cluster = Cluster::start_finding(&kelson_binary(), 3, &flags);
+        all_see_all(&cluster, &[0, 1, 2], "met").await;
+
+        let late = cluster.reserve();
+        cluster.spawn_finding(late, &flags);
+        assert_eq!(cluster.wait_end(late).code(), Some(1), "{}", cluster.log_tail(late));
+        assert!(cluster.log_tail(late).contains("cluster is full"), "{}", cluster.log_tail(late));
+        // Who has data does not need the service again.
+        drop(service);
+        cluster.stop(0);
+        cluster.spawn(0);
+        cluster.wait_ready(0);
+    });
+}
+
+#[test]
+fn a_member_with_other_data_is_found_and_named() {
+    run(async {
+        let mut cluster = three();
+        put(&cluster, 0, "forged", "right-value-0001").await;
+        all_equal(&cluster, &[0, 1, 2]).await;
+        let leader = cluster.leader().await;
+        let victim = (leader + 1) % 3;
+        let victim_id = cluster.id(victim).await;
+        cluster.stop(victim);
+        forge(&cluster.data_dir(victim), "right-value-0001", "wrong-value-0001");
+        cluster.spawn(victim);
+        cluster.wait_ready(victim);
+        assert_eq!(get(&cluster, victim, "forged").await.as_deref(), Some("wrong-value-0001"));
+
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut client = MaintenanceClient::new(cluster.channel(leader));
+            let alarms = client.alarm(pb::AlarmRequest::default()).await.expect("alarms");
+            let alarms = alarms.into_inner().alarms;
+            if let [alarm] = alarms.as_slice() {
+                assert_eq!(alarm.member_id, victim_id);
+                assert_eq!(alarm.alarm(), pb::AlarmType::Corrupt);
+                break;
+            }
+            assert!(Instant::now() < deadline, "no alarm, or more than one: {alarms:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let refused = KvClient::new(cluster.channel(leader)).put(put_of("x", "x", 0)).await;
+        assert_eq!(refused.expect_err("no writes").message(), "etcdserver: corrupt cluster");
+        for member in 0..3 {
+            let (status, text) = http_get(cluster.client_port(member), "/readyz").expect("answers");
+            assert_eq!(status, 503);
+            assert!(text.contains("[-]data_corruption failed: alarm activated: CORRUPT"), "{text}");
+        }
+
+        // With the check at the start it does not even come up.
+        cluster.stop(victim);
+        cluster.spawn_with(victim, &["--feature-gates=InitialCorruptCheck=true".to_owned()]);
+        assert_eq!(cluster.wait_end(victim).code(), Some(1), "{}", cluster.log_tail(victim));
+        let log = cluster.log_tail(victim);
+        assert!(log.contains("found data inconsistency with peers"), "{log}");
     });
 }

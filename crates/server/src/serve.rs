@@ -500,8 +500,7 @@ async fn hand_over(app: &App) {
     }
     let matched = app.node.matched();
     let others = app.node.voters().into_iter().filter(|id| *id != status.member_id);
-    let mut others: Vec<u64> =
-        others.filter(|id| app.probes.active_since(*id).is_some()).collect();
+    let mut others: Vec<u64> = others.filter(|id| app.probes.active_since(*id).is_some()).collect();
     others.sort_by_key(|id| std::cmp::Reverse(matched.get(id).copied().unwrap_or(0)));
     for target in others {
         let target_id = format!("{target:x}");

@@ -330,7 +330,7 @@ fn a_command_line_that_does_not_parse_ends_with_2() {
 
 #[test]
 fn settings_that_do_not_fit_together_end_with_1() {
-    let cases: [(&[&str], &str); 20] = [
+    let cases: [(&[&str], &str); 21] = [
         (&["stray"], "\"stray\" is not a valid flag"),
         (&["--client-cert-auth", "true"], "\"true\" is not a valid flag"),
         (&["--", "--name=x"], "\"--name=x\" is not a valid flag"),

@@ -42,7 +42,12 @@ impl Config {
     /// Whether the data directory holds a member, whose cluster is then known.
     #[must_use]
     pub fn has_data(&self) -> bool {
-        Path::new(&self.data_dir).join("member").exists()
+        let member = Path::new(&self.data_dir).join("member");
+        match std::fs::read_to_string(member.join("identity")) {
+            // A first start that failed leaves a directory that belongs to no cluster yet.
+            Ok(identity) => identity.lines().any(|line| line.starts_with("cluster ")),
+            Err(_) => member.exists(),
+        }
     }
 
     /// The peer URLs by which a list of members knows this one, if they are the advertised ones;
@@ -50,10 +55,7 @@ impl Config {
     ///
     /// # Errors
     /// The text of etcd when they are not the same, or this member is not in the list.
-    pub fn own_peer_urls(
-        &self,
-        members: &[(String, Vec<String>)],
-    ) -> Result<Vec<String>, String> {
+    pub fn own_peer_urls(&self, members: &[(String, Vec<String>)]) -> Result<Vec<String>, String> {
         let name = &self.name;
         let own = members.iter().find(|(member, _)| member == name).map(|(_, urls)| urls);
         let own = own.ok_or_else(|| {

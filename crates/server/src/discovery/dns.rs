@@ -86,7 +86,10 @@ impl Resolver {
         let mut found: Vec<Srv> = answer.into_iter().filter_map(Record::srv).collect();
         found.sort();
         if found.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("no SRV record of {name}")));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("no SRV record of {name}"),
+            ));
         }
         Ok(found)
     }
@@ -391,8 +394,11 @@ pub(crate) mod tests {
                 let mut stray = by_udp(&buffer[..len]);
                 stray[0] ^= 0xff;
                 let _ = socket.send_to(&stray, from).await;
-                let right =
-                    if cuts_udp { answer(&buffer[..len], 0x200, &[]) } else { by_udp(&buffer[..len]) };
+                let right = if cuts_udp {
+                    answer(&buffer[..len], 0x200, &[])
+                } else {
+                    by_udp(&buffer[..len])
+                };
                 let _ = socket.send_to(&right, from).await;
             }
         });

@@ -186,9 +186,7 @@ impl<'a> Session<'a> {
     }
 
     async fn size(&self) -> Result<usize, Failure> {
-        let refuse = |text: &str| {
-            Failure::Final(DiscoveryError(format!("discovery: {text}")))
-        };
+        let refuse = |text: &str| Failure::Final(DiscoveryError(format!("discovery: {text}")));
         let range = RangeRequest { key: self.key("_config/size").into(), ..Default::default() };
         let request = self.request(range).await?;
         let answer = KvClient::new(self.channel.clone()).range(request).await?.into_inner();
@@ -262,8 +260,7 @@ impl<'a> Session<'a> {
         let mut request = self.request(requests).await?;
         // The wait for others has no end.
         request.metadata_mut().remove("grpc-timeout");
-        let mut events =
-            WatchClient::new(self.channel.clone()).watch(request).await?.into_inner();
+        let mut events = WatchClient::new(self.channel.clone()).watch(request).await?.into_inner();
         while let Some(message) = events.message().await? {
             if message.canceled {
                 return Err(Failure::Again(message.cancel_reason));
@@ -278,7 +275,8 @@ impl<'a> Session<'a> {
 
 /// A channel that tries the endpoints in turn.
 fn channel(config: &Config, dial: &Dial) -> Result<Channel, tonic::transport::Error> {
-    let endpoints: Vec<String> = config.discovery_endpoints.iter().map(with_scheme(config)).collect();
+    let endpoints: Vec<String> =
+        config.discovery_endpoints.iter().map(with_scheme(config)).collect();
     let dial = dial.clone();
     let connector = tower::service_fn(move |_: Uri| {
         let (dial, endpoints) = (dial.clone(), endpoints.clone());

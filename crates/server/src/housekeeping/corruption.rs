@@ -303,16 +303,16 @@ mod tests {
     #[test]
     fn the_minority_is_to_blame_and_the_leader_is_right_in_doubt() {
         use Verdict::{Differs, Same};
-        let blamed = |list: &[Verdict]| {
+        let accused = |list: &[Verdict]| {
             let verdicts = (2..).zip(list.iter().copied()).collect();
-            super::blamed(1, &verdicts)
+            blamed(1, &verdicts)
         };
-        assert_eq!(blamed(&[]), Vec::<u64>::new());
-        assert_eq!(blamed(&[Same, Same]), Vec::<u64>::new());
-        assert_eq!(blamed(&[Same, Differs]), [3]);
-        assert_eq!(blamed(&[Differs]), [2]);
-        assert_eq!(blamed(&[Differs, Differs]), [1]);
-        assert_eq!(blamed(&[Differs, Differs, Same, Same]), [2, 3]);
+        assert_eq!(accused(&[]), Vec::<u64>::new());
+        assert_eq!(accused(&[Same, Same]), Vec::<u64>::new());
+        assert_eq!(accused(&[Same, Differs]), [3]);
+        assert_eq!(accused(&[Differs]), [2]);
+        assert_eq!(accused(&[Differs, Differs]), [1]);
+        assert_eq!(accused(&[Differs, Differs, Same, Same]), [2, 3]);
     }
 
     #[test]

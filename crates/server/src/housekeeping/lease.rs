@@ -263,15 +263,15 @@ impl Lessor {
         loop {
             tick.tick().await;
             while revokes.try_join_next().is_some() {}
-            let mut due = self.scan(&mut changes);
-            if !due.is_empty() && !self.still_leads().await {
+            let (term, mut due) = self.scan(&mut changes);
+            if !due.is_empty() && !self.still_leads(term).await {
                 due.clear();
             }
             for id in due {
                 if revokes.len() >= REVOKES_MAX {
                     revokes.join_next().await;
                 }
-                revokes.spawn(Arc::clone(&self).end(id));
+                revokes.spawn(Arc::clone(&self).end(id, term));
             }
             if self.limits.lease_checkpoint && Instant::now() >= next_checkpoint {
                 self.checkpoint().await;
@@ -280,22 +280,26 @@ impl Lessor {
         }
     }
 
-    /// Brings the deadlines up to date and returns the leases to end now.
-    fn scan(&self, changes: &mut tokio::sync::watch::Receiver<u64>) -> Vec<i64> {
+    /// Brings the deadlines up to date and returns the leases to end now, and the term that this
+    /// member leads.
+    fn scan(&self, changes: &mut tokio::sync::watch::Receiver<u64>) -> (u64, Vec<i64>) {
         let Some(mut deadlines) = self.leading() else {
-            return Vec::new();
+            return (0, Vec::new());
         };
         let now = Instant::now();
         if changes.has_changed().unwrap_or(false) {
             changes.borrow_and_update();
             deadlines.reconcile(&self.reader.leases(), now);
         }
-        deadlines.due(now, SCAN_MAX, self.limits.request_timeout)
+        let term = deadlines.term.unwrap_or_default();
+        (term, deadlines.due(now, SCAN_MAX, self.limits.request_timeout))
     }
 
-    /// Proposes the end of one lease. A failure is left to a later scan.
-    async fn end(self: Arc<Self>, id: i64) {
-        let result = self.node.propose_urgent(Op::LeaseRevoke(LeaseRevokeRequest { id })).await;
+    /// Proposes the end of one lease, as the leader of this term only: at another leader it may have
+    /// been renewed. A failure is left to a later scan.
+    async fn end(self: Arc<Self>, id: i64, term: u64) {
+        let revoke = Op::LeaseRevoke(LeaseRevokeRequest { id });
+        let result = self.node.propose_leading(revoke, term).await;
         match result.and_then(|outcome| outcome.result) {
             Ok(_) => {
                 self.metrics.server_lease_expired.inc();
@@ -308,13 +312,17 @@ impl Lessor {
 
     /// Records the time that long leases have left, for the next leader.
     async fn checkpoint(&self) {
-        let long = match self.leading() {
-            Some(deadlines) => deadlines.long(Instant::now(), CHECKPOINT_INTERVAL),
+        let (term, long) = match self.leading() {
+            Some(deadlines) => {
+                let long = deadlines.long(Instant::now(), CHECKPOINT_INTERVAL);
+                (deadlines.term.unwrap_or_default(), long)
+            }
             None => return,
         };
         for batch in long.chunks(CHECKPOINT_BATCH) {
             let request = LeaseCheckpointRequest { checkpoints: batch.to_vec() };
-            if let Err(error) = self.node.propose(Op::LeaseCheckpoint(request)).await {
+            let request = Op::LeaseCheckpoint(request);
+            if let Err(error) = self.node.propose_leading(request, term).await {
                 tracing::debug!(%error, "could not record the remaining time of leases");
                 return;
             }
@@ -337,10 +345,10 @@ impl Lessor {
         self.metrics.lease_renewed.inc();
         if row.remaining_ttl > 0 {
             let checkpoints = vec![LeaseCheckpoint { id: row.id, remaining_ttl: 0 }];
-            let node = self.node.clone();
+            let (node, term) = (self.node.clone(), self.node.status().term);
             tokio::spawn(async move {
-                let request = LeaseCheckpointRequest { checkpoints };
-                if let Err(error) = node.propose(Op::LeaseCheckpoint(request)).await {
+                let request = Op::LeaseCheckpoint(LeaseCheckpointRequest { checkpoints });
+                if let Err(error) = node.propose_leading(request, term).await {
                     tracing::debug!(%error, "could not clear the remaining time of a lease");
                 }
             });
@@ -365,8 +373,7 @@ impl Lessor {
 
     /// Asks a quorum whether this member leads, before anything is ended: one that stood still would
     /// take leases for overdue that were renewed at its successor.
-    async fn still_leads(&self) -> bool {
-        let term = self.node.status().term;
+    async fn still_leads(&self, term: u64) -> bool {
         let confirmed = self.node.read_barrier().await.is_ok();
         let status = self.node.status();
         confirmed && status.is_leader && status.term == term

@@ -2,7 +2,7 @@
 //! when each member is connected, how long the way there and back takes, and which versions the
 //! cluster has. It decides nothing; member changes, metrics and the cluster version read it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use kelson_api::peer::VersionRequest;
@@ -14,6 +14,9 @@ use crate::app::App;
 
 /// Time between two questions to one member.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Longest wait for an answer. Source: etcd's read timeout of peer connections.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// What is known of the other members.
 #[derive(Default)]
@@ -65,27 +68,35 @@ impl Probes {
 pub(super) async fn run(app: App) {
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // One question per member at most: a round is over when all have been answered or given up.
+    // One question per member at most, so that a silent one delays nobody's turn but its own.
     let mut asking = JoinSet::new();
+    let mut asked = BTreeSet::new();
     loop {
         tick.tick().await;
+        while let Some(answered) = asking.try_join_next() {
+            match answered {
+                Ok(member) => drop(asked.remove(&member)),
+                Err(error) => tracing::error!(%error, "asking a member failed"),
+            }
+        }
         let own = app.node.status().member_id;
         let members = app.reader.members().into_iter().map(|member| member.id);
         let others: Vec<u64> = members.filter(|id| *id != own).collect();
         app.probes.retain(&others);
         for member in others {
-            asking.spawn(ask(app.clone(), own, member));
+            if asked.insert(member) {
+                asking.spawn(ask(app.clone(), own, member));
+            }
         }
-        while asking.join_next().await.is_some() {}
     }
 }
 
-async fn ask(app: App, own: u64, member: u64) {
-    let channel = app.node.peer_channel(member);
+/// Asks one member and returns it.
+async fn ask(app: App, own: u64, member: u64) -> u64 {
     let started = Instant::now();
-    let mut client = SideClient::new(channel);
+    let mut client = SideClient::new(app.node.peer_channel(member));
     let asked = client.version(VersionRequest {});
-    let answer = tokio::time::timeout(app.limits.election_timeout, asked).await;
+    let answer = tokio::time::timeout(ANSWER_TIME, asked).await;
     let peers = &app.metrics.peers;
     let to = format!("{member:x}");
     match answer {
@@ -94,12 +105,12 @@ async fn ask(app: App, own: u64, member: u64) {
             app.probes.answered(member, answer.into_inner().etcd_version, Instant::now());
         }
         Ok(Err(_)) | Err(_) => {
-            peers.sent_failures.with_label_values(&[&to]).inc();
             if app.probes.failed(member) {
                 peers.disconnected.with_label_values(&[&format!("{own:x}"), &to]).inc();
             }
         }
     }
+    member
 }
 
 /// All other members with their ids and whether they are connected, for the metrics.
@@ -110,7 +121,6 @@ pub fn connections(app: &App) -> Vec<(u64, bool)> {
     let others = members.filter(|id| *id != own);
     others.map(|id| (id, app.probes.active_since(id).is_some())).collect()
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use kelson_api::command::ClusterVersionSet;
-use kelson_api::command::command::Op;
 use crate::app::App;
 use crate::version::ETCD_CLUSTER_VERSION;
+use kelson_api::command::ClusterVersionSet;
+use kelson_api::command::command::Op;
 
 /// How often the leader looks again.
 const INTERVAL: Duration = Duration::from_secs(4);

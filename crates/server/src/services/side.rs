@@ -78,10 +78,7 @@ impl Side for SideService {
         }))
     }
 
-    async fn chain(
-        &self,
-        request: Request<ChainRequest>,
-    ) -> Result<Response<ChainReply>, Status> {
+    async fn chain(&self, request: Request<ChainRequest>) -> Result<Response<ChainReply>, Status> {
         self.node.check_peer(request.metadata())?;
         let applied_index = self.reader.applied().index;
         let index = match request.get_ref().index {

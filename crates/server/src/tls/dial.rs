@@ -60,8 +60,7 @@ fn read(settings: &TlsSettings, rules: &Rules) -> Result<ClientConfig, TlsError>
         "" => (&settings.cert_file, &settings.key_file),
         _ => (&settings.client_cert_file, &settings.client_key_file),
     };
-    let mismatch =
-        |source| TlsError::Mismatch { cert: cert.clone(), key: key.clone(), source };
+    let mismatch = |source| TlsError::Mismatch { cert: cert.clone(), key: key.clone(), source };
     let builder = ClientConfig::builder_with_provider(Arc::clone(&rules.provider))
         .with_protocol_versions(&rules.versions)
         .map_err(mismatch)?
@@ -129,13 +128,8 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
-        let verified = chain.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        )?;
+        let verified =
+            chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
         self.names.check(end_entity)?;
         Ok(verified)
     }

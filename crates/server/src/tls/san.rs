@@ -39,8 +39,12 @@ pub(crate) async fn check_address(
     }
     match tokio::time::timeout(LOOKUP_TIMEOUT, is_one_of(from, &names.hosts)).await {
         Ok(true) => Ok(()),
-        Ok(false) => Err(format!("tls: \"{from}\" does not match any of DNSNames {:?}", names.hosts)),
-        Err(_) => Err(format!("the names {:?} of the certificate take too long to resolve", names.hosts)),
+        Ok(false) => {
+            Err(format!("tls: \"{from}\" does not match any of DNSNames {:?}", names.hosts))
+        }
+        Err(_) => {
+            Err(format!("the names {:?} of the certificate take too long to resolve", names.hosts))
+        }
     }
 }
 
