@@ -36,6 +36,7 @@ const FINISHED: &[u8] = b"mcompact_finished";
 const SCHEMA: &[u8] = b"mschema";
 const TALLY: &[u8] = b"mtally";
 const CHAIN: &[u8] = b"mchain";
+const INSTALLED: &[u8] = b"minstalled";
 
 /// The layout that this file describes. A store that says a higher number is not opened; 1 had no
 /// hash chain.
@@ -199,12 +200,17 @@ pub(crate) fn encode_checkpoint(applied: LogId, chain: Chain, tally: Tally) -> [
     ]
 }
 
-/// Whether a pair is one of those that close a checkpoint.
-pub(crate) fn is_closing(key: &[u8]) -> bool {
-    matches!(key, APPLIED | CHAIN | SCHEMA | TALLY)
+/// The row that says that the state came from another member, at this position.
+pub(crate) fn encode_installed(at: LogId) -> Pair {
+    (INSTALLED.to_vec(), seal(INSTALLED, &encode_log_id(at)))
 }
 
-/// The pairs of all tables, but for those that close a checkpoint, in key order.
+/// Whether a pair is one that each member writes for itself.
+pub(crate) fn is_own(key: &[u8]) -> bool {
+    matches!(key, APPLIED | CHAIN | INSTALLED | SCHEMA | TALLY)
+}
+
+/// The pairs of all tables, but for those that each member writes for itself, in key order.
 pub(crate) fn encode_tables(tables: &Tables) -> Vec<Pair> {
     let mut changes = Vec::new();
     changes.extend(tables.leases.iter().map(|lease| MetaChange::LeasePut(*lease)));
@@ -272,6 +278,8 @@ pub(crate) struct Tables {
     pub(crate) tally: Tally,
     /// `None` in a state of layout 1.
     pub(crate) chain: Option<Chain>,
+    /// Where the state came from another member; (0, 0) = it never did.
+    pub(crate) installed: LogId,
 }
 
 impl Tables {
@@ -313,6 +321,7 @@ impl Tables {
                 let rows = u64::from_be_bytes(array(rows)?);
                 self.tally = Tally { rows, sum: u64::from_be_bytes(array(sum)?) };
             }
+            INSTALLED => self.installed = decode_log_id(payload)?,
             CHAIN => self.chain = Some(decode_chain(payload)?),
             _ => return Err(Malformed::Key),
         }

@@ -60,6 +60,11 @@ impl Reader {
         *self.state.applied.read()
     }
 
+    /// The position at which the state last came from another member; (0, 0) if it never did.
+    pub fn installed(&self) -> LogId {
+        *self.state.installed.read()
+    }
+
     /// The hash chain right after the entry at `index`: depends on all entries up to it and on what
     /// they changed. `None` if it is not one of the last 4096 that this member applied since its
     /// start. Members with equal `chain_since` that answer differently have different states.

@@ -47,6 +47,7 @@ const REWRITE_ROOM: u64 = 256 << 20;
 pub(crate) struct Recovered {
     pub(crate) applied: LogId,
     pub(crate) chain: Chain,
+    pub(crate) installed: LogId,
     pub(crate) membership: Option<(LogId, Bytes)>,
     pub(crate) leases: Vec<LeaseRow>,
     pub(crate) alarms: Vec<AlarmMember>,
@@ -66,6 +67,7 @@ impl From<Tables> for Recovered {
         Self {
             applied: tables.applied,
             chain: chain_of(&tables),
+            installed: tables.installed,
             membership: tables.membership,
             leases: tables.leases,
             alarms: tables.alarms,

@@ -46,6 +46,13 @@ impl Store {
         *self.state.applied.read()
     }
 
+    /// The position at which the state last came from another member; (0, 0) if it never did. It is
+    /// recorded in the same step as the state: a state ahead of the log that stands exactly here was
+    /// installed before a crash, and the log is to be emptied up to here.
+    pub fn installed(&self) -> LogId {
+        *self.state.installed.read()
+    }
+
     /// The raft membership last applied and where it was agreed; the bytes are the raft crate's own.
     pub fn membership(&self) -> Option<(LogId, Bytes)> {
         self.state.cluster.read().membership.clone()
@@ -153,6 +160,7 @@ impl Store {
             old.retire(loaded.applied, loaded.finished);
             *state.applied.write() = loaded.applied;
             *state.chains.write() = Chains::new(loaded.chain, loaded.applied.index);
+            *state.installed.write() = loaded.installed;
             // Last: it tells watchers, who then read history.
             state.feed.restart(loaded.revision);
             old
@@ -225,6 +233,7 @@ pub(crate) struct Loaded {
     cluster: Cluster,
     applied: LogId,
     chain: Chain,
+    installed: LogId,
     revision: i64,
     /// Compactions in force and carried out; -1 = never.
     scheduled: i64,
@@ -318,6 +327,7 @@ impl Loader {
             cluster,
             applied: recovered.applied,
             chain: recovered.chain,
+            installed: recovered.installed,
             // An empty store is at revision 1.
             revision: self.newest.max(floor).max(1),
             scheduled: scheduled.unwrap_or(-1),
@@ -345,6 +355,7 @@ pub(crate) fn assemble(
         persister: RwLock::new(persister),
         applied: RwLock::new(loaded.applied),
         chains: RwLock::new(Chains::new(loaded.chain, loaded.applied.index)),
+        installed: RwLock::new(loaded.installed),
         lease_moves: watch::Sender::new(0),
         counters: Counters::default(),
         times: StateTimes::new(options.slow_apply),

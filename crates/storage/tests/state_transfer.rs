@@ -119,6 +119,7 @@ fn install(fixture: &mut Fixture, received: Received) {
     fixture.index = received.applied().index;
     fixture.store.as_mut().expect("open").install(received).expect("the disk works");
     assert_eq!(fixture.reader.applied().index, fixture.index);
+    assert_eq!(fixture.reader.installed(), fixture.reader.applied());
 }
 
 /// Everything that can be asked, of the newest revision and of history.
@@ -480,6 +481,8 @@ fn a_crash_leaves_the_old_state_or_the_new_one() {
     for (image, is_new) in taken.into_inner() {
         let mut revived = Fixture::at(&image, if is_new { 1600 } else { 800 });
         assert_same(&revived, if is_new { &new } else { &old });
+        let origin = if is_new { revived.reader.applied() } else { LogId::default() };
+        assert_eq!(revived.store.as_ref().expect("open").installed(), origin);
         let left = generations(&revived);
         let is_tidy = left.iter().filter(|name| !name.starts_with("CURRENT")).count() == 1;
         assert!(is_tidy, "{left:?}");

@@ -52,6 +52,8 @@ pub(crate) struct State {
     pub(crate) persister: RwLock<Arc<Persister>>,
     pub(crate) applied: RwLock<LogId>,
     pub(crate) chains: RwLock<Chains>,
+    /// Where the state came from another member; (0, 0) = it never did.
+    pub(crate) installed: RwLock<LogId>,
     /// Moves when a lease is granted or revoked.
     pub(crate) lease_moves: watch::Sender<u64>,
     pub(crate) counters: Counters,

@@ -212,7 +212,7 @@ impl Receiver {
         begun.totals.add(&pairs);
         self.each_pair(pairs, &mut begun, |begun, key, value| {
             begun.totals.tables += 1;
-            if keys::is_row(key) || keys::is_closing(key) {
+            if keys::is_row(key) || keys::is_own(key) {
                 return Err("it has a pair that does not belong there".into());
             }
             Tables::default().take(key, value).map_err(|malformed| malformed.to_string())
@@ -270,6 +270,7 @@ impl Receiver {
         let stage = std::mem::replace(&mut self.stage, Stage::Failed);
         let Stage::Complete(begun) = stage else { return Err(TransferError::Incomplete) };
         let Head { applied, chain, revision, .. } = begun.head;
+        self.draft.put(keys::encode_installed(applied))?;
         for pair in keys::encode_checkpoint(applied, chain, begun.tally) {
             self.draft.put(pair)?;
         }
