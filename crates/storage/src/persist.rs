@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 use crate::chain::Chain;
 use crate::engine::Backend;
+use crate::engine::watchdog::{CALL_MAX, Watchdog};
 use crate::keys::{Tables, Tally};
 use crate::types::{Delta, Fatal, LogId, RevisionKey, Row};
 use reads::Reads;
@@ -194,13 +195,18 @@ impl Persister {
             checkpoints: Mutex::default(),
             generation_dir: Mutex::new(at.generation_dir.clone()),
         });
+        let watchdog = Watchdog::start(CALL_MAX, |doing| {
+            let text = format!("the state database does not come back from a {doing}");
+            die(&Fatal(text));
+        })?;
+        let backend = watchdog.wrap(backend);
         let read_handle = backend.reader();
         let reader = std::thread::Builder::new().name("state-reader".into());
         let reader = reader.spawn(move || reads::serve(read_handle, &jobs))?;
         let writer_shared = shared.clone();
         let writer = std::thread::Builder::new().name("state-writer".into());
         let writer = writer.spawn(move || {
-            writer::Writer::new(writer_shared, backend, config, durable, &at).run();
+            writer::Writer::new(writer_shared, (backend, watchdog), config, durable, &at).run();
         })?;
         Ok(Self { shared, threads: Mutex::new(vec![writer, reader]) })
     }

@@ -6,6 +6,7 @@
 #[cfg(test)]
 pub(crate) mod faulty;
 pub(crate) mod sled;
+pub(crate) mod watchdog;
 
 use std::ops::Range;
 

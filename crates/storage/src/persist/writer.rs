@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::{CHECKPOINT_SAMPLES, CutRequest, DurableLog, PersistConfig, Shared, Signals, Slice};
 use super::{Start, cost, die};
 use crate::chain::Chain;
+use crate::engine::watchdog::Watchdog;
 use crate::engine::{Backend, EngineError};
 use crate::keys::{self, Pair, Tables, Tally};
 use crate::recover;
@@ -33,6 +34,7 @@ pub(super) struct Writer<D> {
     shared: Arc<Shared>,
     /// `None` only while a rewrite or a reopening swaps it.
     backend: Option<Box<dyn Backend>>,
+    watchdog: Watchdog,
     config: PersistConfig,
     durable: D,
     applied: LogId,
@@ -62,7 +64,7 @@ enum Task {
 impl<D: DurableLog> Writer<D> {
     pub(super) fn new(
         shared: Arc<Shared>,
-        backend: Box<dyn Backend>,
+        (backend, watchdog): (Box<dyn Backend>, Watchdog),
         config: PersistConfig,
         durable: D,
         at: &Start,
@@ -70,6 +72,7 @@ impl<D: DurableLog> Writer<D> {
         Self {
             shared,
             backend: Some(backend),
+            watchdog,
             config,
             durable,
             applied: at.applied,
@@ -353,10 +356,10 @@ impl<D: DurableLog> Writer<D> {
         if let Some(old) = self.backend.take() {
             old.close();
         }
-        let fresh = recover::open_patiently(&dir, cache_bytes)?;
+        let fresh = self.watchdog.wrap(Box::new(recover::open_patiently(&dir, cache_bytes)?));
         // A reader that is gone leaves with the process.
         let _ = give.send(Some(fresh.reader()));
-        self.backend = Some(Box::new(fresh));
+        self.backend = Some(fresh);
         tracing::debug!(held_bytes = self.held_bytes, took = ?begun.elapsed(), "opened the state anew");
         self.held_bytes = 0;
         Ok(())
@@ -370,6 +373,7 @@ impl<D: DurableLog> Writer<D> {
         let Some(_claim) = place.claim() else { return Ok(false) };
         let fresh = recover::rewrite(&place, self.backend())?;
         let Some((dir, fresh)) = fresh else { return Ok(false) };
+        let fresh = self.watchdog.wrap(fresh);
         let give = self.shared.reads.pause();
         if let Some(old) = self.backend.replace(fresh) {
             old.close();
