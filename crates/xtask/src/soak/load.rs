@@ -503,6 +503,9 @@ async fn stream_snapshots(load: Arc<Load>, end: Instant) -> Result<(), String> {
     let mut pace = later(SNAPSHOT_EVERY);
     while Instant::now() < end {
         pace.tick().await;
+        if Instant::now() >= end {
+            break;
+        }
         load.mark("snapshot");
         let mut client = load.maintenance();
         let call = client.snapshot(pb::SnapshotRequest {});

@@ -64,8 +64,8 @@ fn panel(out: &mut String, samples: &[Sample], frame: &Frame, marks: &[Mark]) {
     let y = |value: f64| frame.top + PANEL * (1.0 - value / most);
     // Writing to a string cannot fail.
     let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"{}\">{}</text>", frame.top - 6.0, frame.title);
-    for (second, kind) in marks {
-        let color = if *kind == "snapshot" { "#8ce99a" } else { "#e3e6ea" };
+    for (second, kind) in marks.iter().filter(|(second, _)| *second <= frame.end) {
+        let color = if *kind == "snapshot" { "#69db7c" } else { "#d0d4d9" };
         let (x, top, bottom) = (x(*second), frame.top, frame.top + PANEL);
         let _ = writeln!(
             out,
