@@ -3,6 +3,7 @@
 //! the keys arrived, and the size of any range is known without a walk. It knows nothing of
 //! revisions or history.
 
+use std::cmp::Ordering;
 use std::ops::Bound;
 
 use super::entry::Entry;
@@ -49,10 +50,20 @@ impl Blocks {
 
     /// Where a key is, or as an error where it belongs.
     pub(super) fn find(&self, key: &[u8]) -> Result<Place, Place> {
-        let begun = self.blocks.partition_point(|block| block.first() <= Some(key));
+        let Some(last) = self.blocks.last() else { return Err(Place { block: 0, at: 0 }) };
+        // Keys often arrive in order, in a load and when everything is read back.
+        let is_in_last = last.first() <= Some(key);
+        if is_in_last && last.entries.last().is_some_and(|entry| entry.key() < key) {
+            return Err(Place { block: self.blocks.len() - 1, at: last.entries.len() });
+        }
+        let begun = if is_in_last {
+            self.blocks.len()
+        } else {
+            let found = search(&self.blocks, |block| block.first().cmp(&Some(key)));
+            found.map_or_else(|behind| behind, |block| block + 1)
+        };
         let Some(block) = begun.checked_sub(1) else { return Err(Place { block: 0, at: 0 }) };
-        let entries = &self.blocks[block].entries;
-        let found = entries.binary_search_by(|entry| entry.key().cmp(key));
+        let found = search(&self.blocks[block].entries, |entry| entry.key().cmp(key));
         found.map(|at| Place { block, at }).map_err(|at| Place { block, at })
     }
 
@@ -227,6 +238,21 @@ impl Block {
     fn live_in(&self, run: &[Entry]) -> u32 {
         if run.len() == self.entries.len() { self.live } else { live(run) }
     }
+}
+
+/// Binary search that branches: each step needs memory that is seldom in the cache, and the processor
+/// fetches ahead along the branch it guesses, which it cannot do through the library's search.
+fn search<T>(list: &[T], compare: impl Fn(&T) -> Ordering) -> Result<usize, usize> {
+    let (mut low, mut high) = (0, list.len());
+    while low < high {
+        let middle = low.midpoint(high);
+        match compare(&list[middle]) {
+            Ordering::Less => low = middle + 1,
+            Ordering::Equal => return Ok(middle),
+            Ordering::Greater => high = middle,
+        }
+    }
+    Err(low)
 }
 
 fn live(entries: &[Entry]) -> u32 {
