@@ -95,7 +95,8 @@ impl Front {
     /// Gives the terminal back.
     pub(crate) fn close(&mut self) {
         if let Some(screen) = self.screen.take() {
-            ratatui::restore();
+            // A terminal that has gone away needs nothing.
+            let _gone = ratatui::try_restore();
             if let Err(text) = screen.ui.message {
                 super::complain(&text);
             }
