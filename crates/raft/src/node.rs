@@ -696,6 +696,105 @@ mod tests {
         });
     }
 
+    /// Serves a member to its peers until the test ends.
+    fn serve(node: &Node, listener: tokio::net::TcpListener) {
+        let server = tonic::transport::Server::builder().add_routes(node.peer_routes());
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        tokio::spawn(server.serve_with_incoming(incoming));
+    }
+
+    async fn bind() -> (tokio::net::TcpListener, String) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        (listener, url)
+    }
+
+    fn count(reader: &Reader) -> i64 {
+        let request = RangeRequest {
+            key: "\0".into(),
+            range_end: "\0".into(),
+            count_only: true,
+            ..RangeRequest::default()
+        };
+        reader.range(&request).expect("reads the newest revision").0.count
+    }
+
+    /// A new member gets what the log no longer has, restarts from it, and goes on with the log.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_snapshot_brings_a_new_member() {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let retention = Retention {
+            look: Duration::from_millis(20),
+            keep_bytes: 1,
+            keep_bytes_max: u64::MAX,
+            step_entries: 10,
+            catch_up_entries: 20,
+        };
+        let (listener, url) = bind().await;
+        let first = NodeConfig {
+            initial_cluster: vec![("default".into(), vec![url.clone()])],
+            advertise_peer_urls: vec![url],
+            ..NodeConfig::with_defaults(dir.path().join("a"))
+        };
+        let started = Node::start_with(first.clone(), retention).await;
+        let (node, reader) = started.expect("first start");
+        serve(&node, listener);
+        let put = async |key: String| {
+            let put = PutRequest {
+                key: key.into(),
+                // The log is measured in marks of a megabyte.
+                value: vec![0; 20_000].into(),
+                ..PutRequest::default()
+            };
+            node.propose(Op::Put(put)).await.expect("proposed").result.expect("a put");
+        };
+        for i in 0..300 {
+            put(format!("key{i}")).await;
+        }
+        let purging = async {
+            while node.log().first_index() < 100 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), purging).await.expect("the log is purged");
+
+        let (listener, url) = bind().await;
+        let add = MemberChange::Add { peer_urls: vec![url.clone()], is_learner: false };
+        let id = node.change_members(add).await.expect("added");
+        let mut cluster = first.initial_cluster.clone();
+        cluster.push(("b".into(), vec![url.clone()]));
+        let second = NodeConfig {
+            name: "b".into(),
+            initial_cluster: cluster,
+            advertise_peer_urls: vec![url.clone()],
+            initial_state_existing: true,
+            ..NodeConfig::with_defaults(dir.path().join("b"))
+        };
+        let (joined, copy) = Node::start(second.clone()).await.expect("join");
+        serve(&joined, listener);
+        let within = Duration::from_secs(60);
+        tokio::time::timeout(within, joined.ready()).await.expect("in time").expect("ready");
+        assert_eq!((count(&copy), copy.revision()), (300, 301));
+        assert!(joined.log().first_index() > 100, "its log begins behind the snapshot");
+        let voting = async {
+            while !node.voters().contains(&id) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(within, voting).await.expect("it gets its vote");
+        put("both".into()).await;
+        let hash = |reader: &Reader| reader.hash_kv(0).expect("hashes").hash;
+        tokio::time::timeout(within, joined.ready()).await.expect("in time").expect("ready");
+        assert_eq!(hash(&reader), hash(&copy));
+        assert_eq!(copy.chain_at(copy.applied().index), reader.chain_at(copy.applied().index));
+        joined.shutdown().await;
+
+        let (again, copy) = Node::start(second).await.expect("restart");
+        assert_eq!(count(&copy), 301);
+        again.shutdown().await;
+        node.shutdown().await;
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_purged_log_restarts() {
         let dir = tempfile::tempdir().expect("make a directory");
