@@ -11,6 +11,7 @@ mod commands;
 mod fabric;
 mod history;
 mod monitor;
+mod nemesis;
 mod report;
 mod rng;
 mod run;
@@ -30,6 +31,8 @@ usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed 
   smoke [--seconds 10] [--rate 300]        partitions, loss, delay, pause, one after the other
   replace [--rounds 3] [--gib 2] [--rate 200]
                                            replace members under load; catch up a large database
+  storm [--seconds 120] [--rate 300] [--only FAULT]...
+                                           faults drawn at random, up to two at a time
   both COMMAND ...                         the same against etcd and Kelson, and a table
   check DIR                                judge a recorded run again
   selftest [--seeds 40]                    plant errors in valid histories; each must be found";
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         "failover" => commands::failover::run(args),
         "smoke" => commands::smoke::run(args),
         "replace" => commands::replace::run(args),
+        "storm" => commands::storm::run(args),
         "both" => commands::both::run(args),
         "check" => check_again(args),
         "selftest" => selftest::run(args),

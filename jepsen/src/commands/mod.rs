@@ -4,3 +4,4 @@ pub(crate) mod both;
 pub(crate) mod failover;
 pub(crate) mod replace;
 pub(crate) mod smoke;
+pub(crate) mod storm;
