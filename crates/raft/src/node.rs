@@ -576,7 +576,7 @@ fn open(
     if state > last {
         // Legal only if the process ended between the installation of a snapshot and the emptying of
         // the log, which is caught up with here.
-        if kelson_storage::received_position(&options) != Some(store.applied()) {
+        if reader.installed() != store.applied() {
             return Err(StartError::LogLost { log: last, state });
         }
         empty(&opened.log, store.applied())?;

@@ -27,7 +27,7 @@ pub use dir::{DataDir, Identity};
 pub use feed::Feed;
 pub use hash::HashKv;
 pub use mvcc::compact::Pin;
-pub use open::{OpenError, open, received_position};
+pub use open::{OpenError, open};
 pub use options::Options;
 pub use reader::{Reader, StreamChunk, StreamedRange};
 pub use snapshot::SnapshotFile;

@@ -9,9 +9,9 @@ use crate::log::Durable;
 use crate::mvcc::state::Home;
 use crate::options::Options;
 use crate::persist::{PersistConfig, Place};
-use crate::recover::{RecoverConfig, received_position as received, recover};
+use crate::recover::{RecoverConfig, recover};
 use crate::store::{self, Loader};
-use crate::types::{Fatal, LogId};
+use crate::types::Fatal;
 use crate::{Reader, Store};
 
 /// Why a data directory or the state in it cannot be used. Each text is for the operator.
@@ -77,21 +77,6 @@ impl OpenError {
     }
 }
 
-fn place(options: &Options) -> Place {
-    Place {
-        state_dir: options.data_dir.join("member").join("state"),
-        cache_bytes: options.sled_cache_bytes,
-        claimed: Arc::default(),
-    }
-}
-
-/// Position of a state that came from another member (`Store::install`) and was not rewritten since.
-/// If the state stands exactly there, the log may end before it: the process ended before the log was
-/// emptied. In every other case a log that ends before the state was lost.
-pub fn received_position(options: &Options) -> Option<LogId> {
-    received(&place(options))
-}
-
 /// Opens the state of a member whose data directory is locked and whose log is open; makes an empty
 /// one in a new directory. Reads everything back, which takes seconds per million keys.
 ///
@@ -99,7 +84,11 @@ pub fn received_position(options: &Options) -> Option<LogId> {
 /// See `OpenError`. After an error the directory is as it was, except that a damaged state which the
 /// log can rebuild has been moved to `member/state.bad-N`.
 pub fn open(options: &Options, durable: Durable) -> Result<(Store, Reader), OpenError> {
-    let place = place(options);
+    let place = Place {
+        state_dir: options.data_dir.join("member").join("state"),
+        cache_bytes: options.sled_cache_bytes,
+        claimed: Arc::default(),
+    };
     let persist = PersistConfig {
         checkpoint_bytes: options.checkpoint_bytes,
         checkpoint_interval: options.checkpoint_interval,

@@ -216,7 +216,7 @@ fn create(place: &Place) -> Result<Opened, OpenError> {
     let closing = keys::encode_checkpoint(LogId::default(), Chain::default(), Tally::default());
     backend.write(closing.to_vec()).and_then(|()| backend.flush()).map_err(failed)?;
     sync_tree(&dir).map_err(|error| OpenError::io("sync", &dir, error))?;
-    name_current(place, &dir, None)?;
+    name_current(place, &dir)?;
     let tables = Tables { chain: Some(Chain::default()), ..Tables::default() };
     Ok((dir, Box::new(backend), tables))
 }
@@ -229,23 +229,17 @@ fn current_path(place: &Place) -> PathBuf {
     place.state_dir.join("CURRENT")
 }
 
-/// Makes a generation the current one. It must be on disk as a whole. `received` is the position of a
-/// state that came from another member: the log may end before it until it is emptied.
-pub(crate) fn name_current(
-    place: &Place,
-    dir: &Path,
-    received: Option<LogId>,
-) -> Result<(), OpenError> {
+/// Makes a generation the current one. It must be on disk as a whole.
+pub(crate) fn name_current(place: &Place, dir: &Path) -> Result<(), OpenError> {
     sync_dir(&place.state_dir)?;
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let received = received.map(|at| format!("received {} {}\n", at.term, at.index));
-    let body = format!("{MAGIC}\n{name}\n{}", received.unwrap_or_default());
+    let body = format!("{MAGIC}\n{name}\n");
     let crc = crc32c::crc32c(body.as_bytes());
     replace_file(&current_path(place), format!("{body}{crc:08x}\n").as_bytes())
 }
 
-/// What `CURRENT` says, without its checksum; `None` if nothing was ever finished here.
-fn current_body(place: &Place) -> Result<Option<String>, Trouble> {
+/// The generation that `CURRENT` names; `None` if nothing was ever finished here.
+fn current_generation(place: &Place) -> Result<Option<PathBuf>, Trouble> {
     let path = current_path(place);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
@@ -257,23 +251,6 @@ fn current_body(place: &Place) -> Result<Option<String>, Trouble> {
     // The checksum is nine bytes with its line feed.
     let body = text.len().checked_sub(9).and_then(|len| text.get(..len)).filter(is_whole);
     let body = body.ok_or_else(|| Trouble::new(&path, "it is not as it was written"))?;
-    Ok(Some(body.to_owned()))
-}
-
-/// The position of a state that came from another member and is still the first generation since; only
-/// then may the log end before the state. `None` if there is no such state, or no readable file: then
-/// opening the state says what is wrong.
-pub(crate) fn received_position(place: &Place) -> Option<LogId> {
-    let body = current_body(place).ok()??;
-    let mut words = body.lines().nth(2)?.strip_prefix("received ")?.split(' ');
-    let (term, index) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    Some(LogId { term, index })
-}
-
-/// The generation that `CURRENT` names; `None` if nothing was ever finished here.
-fn current_generation(place: &Place) -> Result<Option<PathBuf>, Trouble> {
-    let path = current_path(place);
-    let Some(body) = current_body(place)? else { return Ok(None) };
     let mut lines = body.lines();
     let (magic, name) = (lines.next(), lines.next());
     if magic.is_some_and(|line| line != MAGIC) {
@@ -462,7 +439,7 @@ pub(crate) fn rewrite(place: &Place, old: &mut dyn Backend) -> Result<Rewritten,
         return Ok(None);
     }
     sync_tree(&dir).map_err(|error| failed(&error))?;
-    name_current(place, &dir, None).map_err(|error| failed(&error))?;
+    name_current(place, &dir).map_err(|error| failed(&error))?;
     Ok(Some((dir, fresh)))
 }
 

@@ -33,7 +33,7 @@ impl Store {
         let signals = self.state().persister().signals();
         let (loaded, backend, start, _claim) =
             received.into_parts(signals).map_err(|error| Fatal(error.to_string()))?;
-        name_current(&place, &dir, Some(incoming)).map_err(|error| Fatal(error.to_string()))?;
+        name_current(&place, &dir).map_err(|error| Fatal(error.to_string()))?;
         let persister =
             Persister::start(backend, home.persist.clone(), home.durable.clone(), start)
                 .map_err(|error| Fatal(format!("cannot start the state threads: {error}")))?;
