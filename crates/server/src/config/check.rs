@@ -19,7 +19,9 @@ pub(super) fn fill_in(settings: &mut Settings) {
     if config.data_dir.is_empty() {
         config.data_dir = format!("{}.etcd", config.name);
     }
-    let discovers = !config.discovery_endpoints.is_empty() || !config.discovery_srv.is_empty();
+    let discovers = !config.discovery_endpoints.is_empty()
+        || !config.discovery_token.is_empty()
+        || !config.discovery_srv.is_empty();
     if !has_cluster && !discovers {
         let own = config.initial_advertise_peer_urls.iter();
         let own: Vec<String> = own.map(|url| format!("{}={url}", config.name)).collect();
