@@ -29,7 +29,7 @@ const BUFFER_BYTES: usize = 64 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Everything that links share: who is cut off, and which process is which member.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Links {
     isolated: watch::Sender<BTreeSet<u16>>,
     pids: Arc<Mutex<BTreeMap<u16, u32>>>,
@@ -41,12 +41,6 @@ pub(crate) struct Link(JoinHandle<()>);
 impl Drop for Link {
     fn drop(&mut self) {
         self.0.abort();
-    }
-}
-
-impl Default for Links {
-    fn default() -> Self {
-        Self { isolated: watch::Sender::default(), pids: Arc::default() }
     }
 }
 
