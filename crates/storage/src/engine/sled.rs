@@ -22,6 +22,10 @@ use crate::keys::Pair;
 /// Pairs per leaf. Fixed when a database is created; a leaf is rewritten whole, so small is better
 /// for appends in revision order.
 const FANOUT: usize = 128;
+/// One of so many pairs that a scan found is read once more, so that sled learns which leaves are in
+/// memory: an iterator forgets its last 31 accesses when it is dropped, and a leaf of which sled does
+/// not know stays in memory for ever. Small, since leaves may have lost pairs to a compaction.
+const NOTED_EVERY: usize = 16;
 /// About a century. Unit: milliseconds.
 const NEVER_MS: usize = 100 * 365 * 24 * 3600 * 1000;
 /// zstd level: the cheapest, since values are mostly small and written once.
@@ -130,6 +134,9 @@ impl Backend for SledBackend {
                 if bytes >= limit_bytes {
                     break;
                 }
+            }
+            for (key, _) in pairs.iter().step_by(NOTED_EVERY).chain(pairs.last()) {
+                db.get(key)?;
             }
             Ok(pairs)
         })
