@@ -6,6 +6,8 @@ pub mod app;
 pub mod config;
 pub mod dial;
 pub mod discovery;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod grpc_layer;
 pub mod header;
 pub mod housekeeping;

@@ -1,0 +1,66 @@
+//! The body of the fuzz target `wire_to_command`: bytes of a client as a request, and what becomes
+//! of it before it is agreed on. It promises that no bytes make the checks panic, and that what
+//! passes them survives the way through the log.
+
+use kelson_api::Message;
+use kelson_api::command::Command;
+use kelson_api::command::command::Op;
+use kelson_api::etcdserverpb::{
+    AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    PutRequest, RangeRequest, TxnRequest,
+};
+
+use crate::housekeeping::quota;
+use crate::limits::Limits;
+use crate::validate;
+
+/// Reads bytes as the request that the first of them names, and gives the command that a member
+/// would propose for it; `None` if it is refused or only reads.
+///
+/// # Panics
+/// A promise above is broken.
+#[must_use]
+pub fn wire_to_command(data: &[u8]) -> Option<Command> {
+    let (&kind, bytes) = data.split_first()?;
+    let op = op(kind % 8, bytes)?;
+    let command = Command { op: Some(op), ..Command::default() };
+    let bytes = command.encode_to_vec();
+    assert_eq!(Command::decode(bytes.as_slice()).as_ref(), Ok(&command), "the log keeps it");
+    Some(command)
+}
+
+fn op(kind: u8, bytes: &[u8]) -> Option<Op> {
+    Some(match kind {
+        0 => {
+            let request = PutRequest::decode(bytes).ok()?;
+            assert!(quota::put_cost(&request) > 0);
+            validate::put(&request).ok()?;
+            Op::Put(request)
+        }
+        1 => {
+            let request = DeleteRangeRequest::decode(bytes).ok()?;
+            validate::delete_range(&request).ok()?;
+            Op::DeleteRange(request)
+        }
+        2 => {
+            let request = TxnRequest::decode(bytes).ok()?;
+            let cost = quota::txn_cost(&request);
+            validate::txn(&request, Limits::default().max_txn_ops).ok()?;
+            if validate::is_read_only(&request) {
+                assert_eq!(cost, 0, "reading costs nothing");
+                return None;
+            }
+            Op::Txn(request)
+        }
+        3 => {
+            let request = RangeRequest::decode(bytes).ok()?;
+            let streams = validate::range_stream(&request).is_ok();
+            assert!(!streams || validate::range(&request).is_ok(), "streams are stricter");
+            return None;
+        }
+        4 => Op::Compaction(CompactionRequest::decode(bytes).ok()?),
+        5 => Op::LeaseGrant(LeaseGrantRequest::decode(bytes).ok()?),
+        6 => Op::LeaseRevoke(LeaseRevokeRequest::decode(bytes).ok()?),
+        _ => Op::Alarm(AlarmRequest::decode(bytes).ok()?),
+    })
+}
