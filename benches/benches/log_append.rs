@@ -71,7 +71,7 @@ impl Load {
         };
         let entry = Entry { id, kind: 0, payload: self.payload.clone() };
         self.log.append(vec![entry], Box::new(done));
-        if self.next % PURGE_EVERY == 0 {
+        if self.next.is_multiple_of(PURGE_EVERY) {
             let upto = LogId { term: 1, index: self.next - PURGE_EVERY / 2 };
             self.log.purge(upto, Box::new(|result| result.expect("the purge is durable")));
         }

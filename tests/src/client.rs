@@ -66,7 +66,9 @@ impl Session {
         let name = words.string().expect("a command has a name");
         let lines = match name.as_str() {
             "w" => self.watch_command(&mut words).await,
-            "recv" | "recvset" | "sum" | "quiet" | "close" => self.stream_command(&name, &mut words).await,
+            "recv" | "recvset" | "sum" | "quiet" | "close" => {
+                self.stream_command(&name, &mut words).await
+            }
             "grant" | "revoke" | "keepalive" | "ttl" | "leases" => {
                 self.lease_command(&name, &mut words).await
             }

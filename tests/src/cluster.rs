@@ -57,7 +57,9 @@ impl Cluster {
             extra: extra.to_vec(),
             members: Vec::new(),
         };
-        (0..size).for_each(|_| drop(cluster.reserve()));
+        for _ in 0..size {
+            cluster.reserve();
+        }
         cluster
     }
 

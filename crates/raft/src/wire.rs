@@ -70,14 +70,13 @@ pub(crate) fn appended(
 ) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let refuse = |what: String| Status::invalid_argument(what);
     let prev_log_id = log_id(request.previous.as_ref());
-    let mut next = storage_position(request.previous.as_ref()).index + 1;
+    let first = storage_position(request.previous.as_ref()).index + 1;
     let mut entries = Vec::with_capacity(request.entries.len());
-    for record in request.entries {
+    for (next, record) in (first..).zip(request.entries) {
         let id = storage_position(record.at.as_ref());
         if id.index != next {
             return Err(refuse(format!("entry {} stands in the place of {next}", id.index)));
         }
-        next += 1;
         let kind = u8::try_from(record.kind).map_err(|_| refuse("unknown kind of entry".into()))?;
         let entry = codec::decode_entry(log::Entry { id, kind, payload: record.payload });
         entries.push(entry.map_err(|error| refuse(error.to_string()))?);

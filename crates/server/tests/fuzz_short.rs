@@ -103,11 +103,14 @@ impl Random {
     }
 
     fn txn(&mut self, depth: u64) -> TxnRequest {
-        let mut ops = |random: &mut Self| {
-            (0..random.below(4)).map(|_| random.op(depth)).collect::<Vec<_>>()
-        };
+        let ops =
+            |random: &mut Self| (0..random.below(4)).map(|_| random.op(depth)).collect::<Vec<_>>();
         let (success, failure) = (ops(self), ops(self));
-        TxnRequest { compare: (0..self.below(3)).map(|_| self.compare()).collect(), success, failure }
+        TxnRequest {
+            compare: (0..self.below(3)).map(|_| self.compare()).collect(),
+            success,
+            failure,
+        }
     }
 
     fn op(&mut self, depth: u64) -> RequestOp {

@@ -10,9 +10,10 @@ type Step = (&'static str, fn() -> Result<(), String>);
 
 /// Cheap checks first. The etcd programs come before the tests that compare with them; kube-apiserver
 /// comes last, since it takes longest to build.
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     ("generated code is current", || codegen::run(&["--check".to_string()])),
     ("formatting", || cargo(&["fmt", "--all", "--check"])),
+    ("lints", lints),
     ("release build", || cargo(&["build", "--release"])),
     ("real etcd programs", || peers::ensure().map(drop)),
     ("unit, storage and wire tests", || {
@@ -34,6 +35,19 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         println!("== {name}: done in {} s", start.elapsed().as_secs());
     }
     Ok(())
+}
+
+/// clippy with the lints of the workspace, warnings included. It shares the check builds of the other
+/// steps. A toolchain without it gets it; where it cannot be had, nothing is skipped silently.
+fn lints() -> Result<(), String> {
+    let found = Command::new("cargo").args(["clippy", "--version"]).output();
+    if !found.is_ok_and(|output| output.status.success()) {
+        let install = Command::new("rustup").args(["component", "add", "clippy"]).status();
+        if !install.is_ok_and(|status| status.success()) {
+            return Err("cargo-clippy is missing and `rustup component add clippy` failed".into());
+        }
+    }
+    cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
 fn cargo(args: &[&str]) -> Result<(), String> {

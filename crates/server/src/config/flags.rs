@@ -337,26 +337,11 @@ fn cluster_flags() -> Vec<Flag> {
         ),
         flag!("discovery-cert", discovery_cert, Full, "Certificate shown to it."),
         flag!("discovery-key", discovery_key, Full, "Key of that certificate."),
-        flag!(
-            "discovery-cacert",
-            discovery_cacert,
-            Full,
-            "Authorities for its certificate."
-        ),
+        flag!("discovery-cacert", discovery_cacert, Full, "Authorities for its certificate."),
         flag!("discovery-user", discovery_user, Full, "User name for it."),
         flag!("discovery-password", discovery_password, Full, "Password for it."),
-        flag!(
-            "discovery-srv",
-            discovery_srv,
-            Full,
-            "DNS domain to find members by."
-        ),
-        flag!(
-            "discovery-srv-name",
-            discovery_srv_name,
-            Full,
-            "Suffix of the DNS service name."
-        ),
+        flag!("discovery-srv", discovery_srv, Full, "DNS domain to find members by."),
+        flag!("discovery-srv-name", discovery_srv_name, Full, "Suffix of the DNS service name."),
         flag!(
             "discovery-fallback",
             discovery_fallback,
@@ -484,12 +469,7 @@ fn security_flags() -> Vec<Flag> {
             Full,
             "Certificate for connections to peers."
         ),
-        flag!(
-            "peer-client-key-file",
-            peer_tls.client_key_file,
-            Full,
-            "Key of that certificate."
-        ),
+        flag!("peer-client-key-file", peer_tls.client_key_file, Full, "Key of that certificate."),
         flag!(
             "peer-client-cert-auth",
             peer_tls.client_cert_auth,

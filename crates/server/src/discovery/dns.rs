@@ -371,11 +371,11 @@ pub(crate) mod tests {
         message
     }
 
+    /// Records of a name: priority, weight, port, target.
+    type Records = (&'static str, Vec<(u16, u16, u16, &'static str)>);
+
     /// A name server that knows SRV records by name and answers by UDP and TCP on one port.
-    pub(crate) async fn serve(
-        known: Vec<(&'static str, Vec<(u16, u16, u16, &'static str)>)>,
-        cuts_udp: bool,
-    ) -> SocketAddr {
+    pub(crate) async fn serve(known: Vec<Records>, cuts_udp: bool) -> SocketAddr {
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
         let address = socket.local_addr().expect("an address");
         let listener = tokio::net::TcpListener::bind(address).await.expect("the same port");

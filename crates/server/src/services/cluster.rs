@@ -126,7 +126,7 @@ impl View {
             let (voters, started) = (self.voters().count(), self.started_voters());
             let is_covered = request.is_learner || started >= quorum(voters + 1);
             // The second member of a cluster is always let in: there is no other way to grow.
-            if !is_covered && !(started == 1 && voters == 1) {
+            if !(is_covered || started == 1 && voters == 1) {
                 return Err(Error::NotEnoughStartedMembers);
             }
             // Asked of learners too, as in etcd: they are meant to be promoted.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kelson_api::Error;
 use kelson_raft::Node;
 use tokio::sync::watch;
+use tonic::Request;
 use tonic::metadata::MetadataMap;
 
 use crate::app::App;
@@ -39,6 +40,15 @@ impl Gate {
     /// `NotSupportedForLearner`, `InvalidClientApiVersion`, `NoLeader`.
     pub fn unary(&self, metadata: &MetadataMap, learner_serves: bool) -> Result<(), Error> {
         self.admit(metadata, learner_serves).map(drop)
+    }
+
+    /// Admits a unary call that no learner serves, and gives the message in it.
+    ///
+    /// # Errors
+    /// As [`Gate::unary`].
+    pub fn take<T>(&self, request: Request<T>) -> Result<T, Error> {
+        self.unary(request.metadata(), false)?;
+        Ok(request.into_inner())
     }
 
     /// Admits a stream; what it returns tells later when a required leader is gone.

@@ -128,8 +128,7 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        self.gate.unary(&metadata, false)?;
+        let request = self.gate.take(request)?;
         let cost = quota::put_cost(&request);
         self.quota.admit(cost).await?;
         validate::put(&request)?;
@@ -148,8 +147,7 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        self.gate.unary(&metadata, false)?;
+        let request = self.gate.take(request)?;
         validate::delete_range(&request)?;
         let outcome = self.node.propose(Op::DeleteRange(request)).await?;
         match outcome.result? {
@@ -162,8 +160,7 @@ impl Kv for KvService {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        self.gate.unary(&metadata, false)?;
+        let request = self.gate.take(request)?;
         let cost = quota::txn_cost(&request);
         self.quota.admit(cost).await?;
         validate::txn(&request, self.limits.max_txn_ops)?;
@@ -188,8 +185,7 @@ impl Kv for KvService {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        self.gate.unary(&metadata, false)?;
+        let request = self.gate.take(request)?;
         let physical = request.physical;
         let outcome = self.node.propose_urgent(Op::Compaction(request)).await?;
         let (ticket, refused) = match outcome.result {

@@ -95,8 +95,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
-        let (metadata, _, mut request) = request.into_parts();
-        self.gate.unary(&metadata, false)?;
+        let mut request = self.gate.take(request)?;
         self.quota.admit(LEASE_COST).await?;
         if request.id == 0 {
             request.id = self.ids.next();
@@ -121,8 +120,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        self.gate.unary(&metadata, false)?;
+        let request = self.gate.take(request)?;
         let outcome = self.node.propose_urgent(Op::LeaseRevoke(request)).await?;
         match outcome.result? {
             Reply::LeaseRevoke => {
@@ -157,8 +155,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        self.gate.unary(&metadata, false)?;
+        let request = self.gate.take(request)?;
         let mut response = self.lessor.time_to_live(request.id, request.keys).await?;
         response.header = Some(header(&self.node, self.reader.revision()));
         Ok(Response::new(response))

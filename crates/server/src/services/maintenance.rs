@@ -75,8 +75,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        self.gate.unary(&metadata, false)?;
+        let request = self.gate.take(request)?;
         let outcome = self.node.propose(Op::Alarm(request)).await?;
         match outcome.result? {
             Reply::Alarm(mut response) => {

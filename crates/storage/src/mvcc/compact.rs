@@ -46,7 +46,13 @@ struct Work {
 impl Compaction {
     /// `scheduled` and `finished` are -1 if there never was a compaction.
     pub(crate) fn new(scheduled: i64, finished: i64) -> Self {
-        let work = Work { wanted: scheduled, done: finished, pins: BTreeMap::new(), stop: false, epoch: 0 };
+        let work = Work {
+            wanted: scheduled,
+            done: finished,
+            pins: BTreeMap::new(),
+            stop: false,
+            epoch: 0,
+        };
         Self {
             compacted: AtomicI64::new(scheduled),
             work: Mutex::new(work),

@@ -4,6 +4,9 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
+/// Both ends of a walk.
+pub(crate) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// The keys that a request names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Span {
@@ -48,10 +51,7 @@ impl Span {
 
     /// Bounds for a walk that goes on behind `after`, or starts at the beginning. `None` if no key
     /// can be left; ordered bounds otherwise, as the tree demands.
-    pub(crate) fn bounds<'a>(
-        &'a self,
-        after: Option<&'a [u8]>,
-    ) -> Option<(Bound<&'a [u8]>, Bound<&'a [u8]>)> {
+    pub(crate) fn bounds<'a>(&'a self, after: Option<&'a [u8]>) -> Option<Bounds<'a>> {
         let start = after.map_or(Bound::Included(self.start.as_ref()), Bound::Excluded);
         let first = after.unwrap_or(self.start.as_ref());
         match &self.end {
