@@ -112,6 +112,12 @@ impl Links {
         let Ok(server) = stream.local_addr() else { return };
         let pids: Vec<(u16, u32)> =
             self.pids.lock().iter().map(|(number, pid)| (*number, *pid)).collect();
+        if !pids.iter().any(|(known, _)| *known == number) {
+            // Nobody listens: reset, as the kernel would. Others try again many times a second, so
+            // this must cost nothing.
+            let _gone = stream.set_zero_linger();
+            return;
+        }
         let look = move || super::sockets::holder(client, server, &pids);
         let source = tokio::task::spawn_blocking(look).await.unwrap_or(None);
         let gate = Gate { isolated: self.isolated.subscribe(), ends: [source, Some(number)] };
@@ -198,7 +204,8 @@ mod tests {
     async fn a_cut_holds_bytes_back_and_healing_lets_them_pass() {
         let (long, short) = (Duration::from_secs(20), Duration::from_millis(200));
         let (links, link, address) = echo().await;
-        // This process plays member 2.
+        // This process plays member 2, the first process of the machine plays member 1.
+        links.set_pid(1, Some(1));
         links.set_pid(2, Some(std::process::id()));
         let mut stream = TcpStream::connect(address).await.expect("connect");
         stream.write_u8(1).await.expect("write");
@@ -218,6 +225,10 @@ mod tests {
         links.isolate(3);
         stream.write_u8(9).await.expect("write");
         assert_eq!(answer(&mut stream, long).await, Some(9), "another member's isolation");
+        links.set_pid(1, None);
+        let mut refused = TcpStream::connect(address).await.expect("connect");
+        let ended = tokio::time::timeout(long, refused.read_u8()).await.expect("at once");
+        assert!(ended.is_err(), "nobody listens");
         drop(link);
         assert_eq!(answer(&mut stream, long).await, None, "closed with the link");
     }
