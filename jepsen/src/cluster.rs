@@ -248,15 +248,27 @@ impl Cluster {
 
     /// Lines of member logs that only a broken member writes.
     pub(crate) fn alarms(&self) -> Vec<String> {
+        let loud = ["panicked at", "panic:", "\"level\":\"fatal\"", "\"level\":\"panic\""];
+        self.lines(|line| loud.iter().any(|mark| line.contains(mark)))
+    }
+
+    /// How often a member was sent the whole state, as the logs of both targets tell.
+    pub(crate) fn transfers(&self) -> usize {
+        let received = |line: &str| {
+            line.contains("received database snapshot")
+                || line.contains("received and saved database snapshot")
+        };
+        self.lines(received).len()
+    }
+
+    /// Lines of all logs that fit, cut to a readable length.
+    fn lines(&self, fits: impl Fn(&str) -> bool) -> Vec<String> {
         let mut found = Vec::new();
         for member in self.members.keys() {
             let Ok(log) = std::fs::read(self.folder(*member).join("log")) else { continue };
-            for line in String::from_utf8_lossy(&log).lines() {
-                let loud = ["panicked at", "panic:", "\"level\":\"fatal\"", "\"level\":\"panic\""];
-                if loud.iter().any(|mark| line.contains(mark)) {
-                    let short: String = line.chars().take(300).collect();
-                    found.push(format!("{}: {short}", name(*member)));
-                }
+            for line in String::from_utf8_lossy(&log).lines().filter(|line| fits(line)) {
+                let short: String = line.chars().take(300).collect();
+                found.push(format!("{}: {short}", name(*member)));
             }
         }
         found

@@ -27,6 +27,7 @@ use args::Args;
 const USAGE: &str = "\
 usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed N] [--store DIR]
                       [--flag=--name=value]... [--keep-data]
+                      [--sabotage-local-reads]  (send linearizable reads as serializable: must fail)
   failover [--rounds 50] [--rate 200]      kill the leader under load, time to the next write
   smoke [--seconds 10] [--rate 300]        partitions, loss, delay, pause, one after the other
   replace [--rounds 3] [--gib 2] [--rate 200]

@@ -38,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) store: PathBuf,
     /// Keep data directories even when nothing is wrong.
     pub(crate) keep: bool,
+    /// Send linearizable reads as serializable ones, to see the checks find stale answers.
+    pub(crate) local_reads: bool,
 }
 
 impl Plan {
@@ -66,6 +68,7 @@ impl Plan {
             seed: args.number("seed", time)?,
             store: PathBuf::from(args.text("store", &store)?),
             keep: args.switch("keep-data"),
+            local_reads: args.switch("sabotage-local-reads"),
         })
     }
 }
@@ -147,7 +150,7 @@ impl Run {
         let clock = Clock::start();
         let file = |name: &str| dir.join(name);
         let ops = Recorder::create(&file("history.jsonl"))?;
-        let load = Arc::new(Load::new(clock, ops, members.clone(), plan.seed));
+        let load = Arc::new(Load::new(clock, ops, members.clone(), &plan));
         let watchers = Watchers::new(clock, Recorder::create(&file("watch.jsonl"))?);
         let monitor = Monitor::new(clock, Recorder::create(&file("leaders.jsonl"))?);
         let steps = Recorder::create(&file("steps.jsonl"))?;
@@ -167,9 +170,15 @@ impl Run {
         for member in &members {
             run.monitor.watch(*member);
         }
-        let ready = run.converge(Duration::from_secs(30)).await;
-        let leader = run.monitor.settled(Duration::from_secs(10)).await;
-        if ready.is_none() || leader.is_none() {
+        let ready = tokio::select! {
+            ready = run.converge(Duration::from_secs(30)) => ready,
+            never = run.first_death() => never,
+        };
+        let leader = match ready {
+            Some(_) => run.monitor.settled(Duration::from_secs(10)).await,
+            None => None,
+        };
+        if leader.is_none() {
             run.cluster.lock().stop(true)?;
             let logs = run.dir.display();
             return Err(io::Error::other(format!("the members never served; logs in {logs}")));
@@ -183,6 +192,14 @@ impl Run {
             self.watchers.watch(*member);
         }
         *self.clients.lock() = workload::start(&self.load, shape);
+    }
+
+    /// Comes back with nothing when a member has ended by itself.
+    async fn first_death(&self) -> Option<f64> {
+        while self.cluster.lock().deaths().is_empty() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        None
     }
 
     /// Says something on the screen, with the time of the run.

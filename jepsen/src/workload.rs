@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::client::{Client, PREFIX};
 use crate::history::{Call, Clock, Op, Outcome, Recorder};
 use crate::rng::Rng;
+use crate::run::Plan;
 
 /// What all clients of a run share.
 pub(crate) struct Load {
@@ -20,6 +21,8 @@ pub(crate) struct Load {
     /// Members that clients may speak to at the moment.
     pub(crate) members: RwLock<Vec<usize>>,
     pub(crate) seed: u64,
+    /// Linearizable reads are asked as serializable ones: the checks must notice.
+    sabotage: bool,
     processes: AtomicU64,
     /// Newest mod revision seen per key, so that some compares hold. Bounded by the keys.
     seen: Mutex<HashMap<String, i64>>,
@@ -44,12 +47,13 @@ impl Default for Shape {
 }
 
 impl Load {
-    pub(crate) fn new(clock: Clock, ops: Recorder<Op>, members: Vec<usize>, seed: u64) -> Self {
+    pub(crate) fn new(clock: Clock, ops: Recorder<Op>, members: Vec<usize>, plan: &Plan) -> Self {
         Self {
             clock,
             ops,
             members: RwLock::new(members),
-            seed,
+            seed: plan.seed,
+            sabotage: plan.local_reads,
             processes: AtomicU64::new(1),
             seen: Mutex::default(),
             stop: AtomicBool::new(false),
@@ -70,7 +74,10 @@ impl Load {
         call: Call,
     ) -> Op {
         let start = self.clock.now();
-        let answer = client.call(&call).await;
+        let answer = match sabotaged(&call).filter(|_| self.sabotage) {
+            Some(weaker) => client.call(&weaker).await,
+            None => client.call(&call).await,
+        };
         let end = self.clock.now();
         let op = match answer {
             Ok(answer) => Op {
@@ -123,6 +130,15 @@ impl Load {
     /// Ends all clients after the operations they are in.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A read as it is sent when members are to look as if they answered from what they have.
+fn sabotaged(call: &Call) -> Option<Call> {
+    match call {
+        Call::Get { key, .. } => Some(Call::Get { key: key.clone(), serializable: true }),
+        Call::List { .. } => Some(Call::List { serializable: true }),
+        _ => None,
     }
 }
 

@@ -65,10 +65,12 @@ async fn rage(run: &Run, faults: &[Fault], time: Duration) -> io::Result<Verdict
             }
         }
     }
+    let transfers = run.cluster.lock().transfers();
     let spread = Spread::of(recoveries);
     let mut measured: Extra = vec![
         ("peace to all members serving, median".into(), spread.median, "s".into()),
         ("peace to all members serving, max".into(), spread.max, "s".into()),
+        ("states sent whole from member to member".into(), transfers as f64, String::new()),
     ];
     for (name, count) in counts {
         measured.push((format!("fault {name}"), count as f64, "times".into()));
