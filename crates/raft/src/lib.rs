@@ -13,6 +13,7 @@
 mod codec;
 mod config;
 mod error;
+mod force;
 mod forward;
 mod identity;
 mod join;

@@ -140,8 +140,7 @@ impl Members {
                     return Err(Error::MemberExists);
                 }
                 let step = ChangeMembers::AddNodes(node(id, &peer_urls));
-                let member =
-                    Member { id, peer_ur_ls: peer_urls, is_learner, ..Member::default() };
+                let member = Member { id, peer_ur_ls: peer_urls, is_learner, ..Member::default() };
                 Ok((put(member), vec![step]))
             }
             Change::Promote(id) => {
@@ -199,10 +198,7 @@ impl Members {
         step: ChangeMembers<u64, Peer>,
         members: &MembersChange,
     ) -> Result<u64, Error> {
-        let change = Command {
-            op: Some(Op::MembersChange(members.clone())),
-            ..Command::default()
-        };
+        let change = Command { op: Some(Op::MembersChange(members.clone())), ..Command::default() };
         let bytes = Batch { commands: vec![change] }.encode_to_vec();
         let payload = || Payload::Commands(Commands(bytes.clone().into()));
         loop {
@@ -226,10 +222,7 @@ impl Members {
     }
 
     /// Gives votes to members that are to have one and have caught up, while this member leads.
-    pub(crate) async fn promote_new_voters(
-        self: Arc<Self>,
-        mut status: watch::Receiver<Status>,
-    ) {
+    pub(crate) async fn promote_new_voters(self: Arc<Self>, mut status: watch::Receiver<Status>) {
         loop {
             while !status.borrow_and_update().is_leader {
                 if status.changed().await.is_err() {
@@ -264,9 +257,9 @@ impl Members {
             is_leader
                 && !member.is_learner
                 && !voters.contains(&member.id)
-                && self.matched(member.id).is_some_and(|(matched, last)| {
-                    matched > 0 && matched + CAUGHT_UP >= last
-                })
+                && self
+                    .matched(member.id)
+                    .is_some_and(|(matched, last)| matched > 0 && matched + CAUGHT_UP >= last)
         })
     }
 }

@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 use futures::{Stream, StreamExt};
 use kelson_api::peer;
 use openraft::base::{BoxFuture, BoxStream};
-use openraft::errors::{
-    NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable,
-};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
@@ -190,9 +188,7 @@ impl RaftNetworkV2<TypeConfig> for PeerLink {
         match self.heartbeat(&request, option.hard_ttl()).await? {
             Ok(_) => Ok(AppendEntriesResponse::Success),
             Err(StreamAppendError::Conflict(_)) => Ok(AppendEntriesResponse::Conflict),
-            Err(StreamAppendError::HigherVote(vote)) => {
-                Ok(AppendEntriesResponse::HigherVote(vote))
-            }
+            Err(StreamAppendError::HigherVote(vote)) => Ok(AppendEntriesResponse::HigherVote(vote)),
         }
     }
 

@@ -36,7 +36,7 @@ use crate::state_machine::{SharedStore, StateMachine};
 use crate::status::{Counters, Pace, Status};
 use crate::types::{Peer, Raft, Vote};
 use crate::waiters::Waiters;
-use crate::{codec, purge, status};
+use crate::{codec, force, purge, status};
 
 /// Pause between two attempts of a starting member to find a leader.
 const READY_RETRY: Duration = Duration::from_millis(50);
@@ -211,9 +211,7 @@ impl Node {
                 (status.leader, status.is_leader)
             };
             let result = match leader {
-                Some(leader) if !is_leader => {
-                    inner.forwarder.change(leader, request.clone()).await
-                }
+                Some(leader) if !is_leader => inner.forwarder.change(leader, request.clone()).await,
                 _ => inner.members.change(request.clone()).await,
             };
             match result {
@@ -583,6 +581,11 @@ fn open(
     }
     if state < purged {
         return Err(StartError::StateLost { log: purged, state });
+    }
+    if config.force_new_cluster {
+        let peer =
+            Peer { name: config.name.clone(), peer_urls: config.advertise_peer_urls.clone() };
+        force::alone(&opened.log, &reader, identity, peer)?;
     }
     Ok(Opened { data_dir, log: opened.log, vote, store, reader, identity })
 }

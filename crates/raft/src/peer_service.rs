@@ -63,22 +63,23 @@ impl Peer for PeerService {
         request: Request<Streaming<AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
         let from = self.peers.check_sender(request.metadata())?;
-        let requests = futures::stream::unfold(request.into_inner(), move |mut requests| async move {
-            let request = requests.message().await;
-            let request = request.and_then(|request| request.map(wire::appended).transpose());
-            match request {
-                Ok(Some(request)) => Some((request, requests)),
-                Ok(None) => None,
-                Err(status) => {
-                    tracing::debug!(
-                        "remote-peer-id" = format!("{from:x}"),
-                        error = status.message(),
-                        "a stream of entries ended"
-                    );
-                    None
+        let requests =
+            futures::stream::unfold(request.into_inner(), move |mut requests| async move {
+                let request = requests.message().await;
+                let request = request.and_then(|request| request.map(wire::appended).transpose());
+                match request {
+                    Ok(Some(request)) => Some((request, requests)),
+                    Ok(None) => None,
+                    Err(status) => {
+                        tracing::debug!(
+                            "remote-peer-id" = format!("{from:x}"),
+                            error = status.message(),
+                            "a stream of entries ended"
+                        );
+                        None
+                    }
                 }
-            }
-        });
+            });
         let progress = self.progress.clone();
         let replies = self.raft.stream_append(requests).map(move |result| match result {
             Ok(result) => {

@@ -62,7 +62,8 @@ pub type PeerChannel = InterceptedService<Channel, Credentials>;
 pub fn plain_connector() -> PeerConnector {
     Arc::new(|url: String| {
         Box::pin(async move {
-            let unsuited = || io::Error::new(io::ErrorKind::InvalidInput, format!("{url} is not http"));
+            let unsuited =
+                || io::Error::new(io::ErrorKind::InvalidInput, format!("{url} is not http"));
             let address = url.strip_prefix("http://").ok_or_else(unsuited)?;
             let stream = TcpStream::connect(address.trim_end_matches('/')).await?;
             stream.set_nodelay(true)?;

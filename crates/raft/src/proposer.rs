@@ -255,12 +255,7 @@ impl Proposer {
     }
 
     /// Packs commands into entries until [`Proposer::close`].
-    pub(crate) async fn run(
-        self: Arc<Self>,
-        raft: Raft,
-        forwarder: Forwarder,
-        reads: Arc<Reads>,
-    ) {
+    pub(crate) async fn run(self: Arc<Self>, raft: Raft, forwarder: Forwarder, reads: Arc<Reads>) {
         let window = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT));
         let mut status = self.status.clone();
         loop {
@@ -291,7 +286,9 @@ impl Proposer {
                 (status.leader, status.is_leader)
             };
             match leader {
-                Some(leader) if !is_leader => self.forward(&forwarder, &reads, leader, batch, permit),
+                Some(leader) if !is_leader => {
+                    self.forward(&forwarder, &reads, leader, batch, permit)
+                }
                 _ => self.send(&raft, batch, permit).await,
             }
         }

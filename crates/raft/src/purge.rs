@@ -11,6 +11,9 @@ use crate::log_store::LogStore;
 use crate::snapshot::Transfers;
 use crate::types::Raft;
 
+/// Entries that etcd keeps for members that were away.
+const CATCH_UP_ENTRIES: u64 = 5_000;
+
 /// How much log stays.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retention {
@@ -28,13 +31,25 @@ pub(crate) struct Retention {
 }
 
 impl Retention {
+    /// `--snapshot-catchup-entries`. Who asks for less than etcd's default wants a short log: then
+    /// neither bytes nor slow members keep more.
     pub(crate) fn keeping(catch_up_entries: u64) -> Retention {
-        Retention {
+        let usual = Retention {
             look: Duration::from_secs(5),
             keep_bytes: 16 * 1024 * 1024,
             keep_bytes_max: 256 * 1024 * 1024,
             step_entries: 1_000,
             catch_up_entries,
+        };
+        if catch_up_entries >= CATCH_UP_ENTRIES {
+            return usual;
+        }
+        Retention {
+            look: Duration::from_secs(1),
+            keep_bytes: 0,
+            keep_bytes_max: 0,
+            step_entries: catch_up_entries.clamp(1, 1_000),
+            ..usual
         }
     }
 
@@ -42,6 +57,9 @@ impl Retention {
     /// many bytes.
     fn cut(&self, durable: u64, last: u64, index_keeping: &dyn Fn(u64) -> u64) -> u64 {
         let by_entries = last.saturating_sub(self.catch_up_entries);
+        if self.keep_bytes == 0 {
+            return by_entries.min(durable);
+        }
         let wanted = by_entries.min(index_keeping(self.keep_bytes));
         wanted.max(index_keeping(self.keep_bytes_max)).min(durable)
     }
@@ -92,9 +110,9 @@ fn needed(raft: &Raft, transfers: &Transfers, retention: &Retention, log: &LogSt
         let matched = metrics.replication.iter().flatten();
         matched.map(|(_, matched)| matched.map_or(0, |id| id.index + 1)).min()
     };
-    let slowest = slowest.map_or(u64::MAX, |slowest| {
-        slowest.max(log.index_keeping(retention.keep_bytes_max))
-    });
+    let slowest = slowest
+        .filter(|_| retention.keep_bytes_max > 0)
+        .map_or(u64::MAX, |slowest| slowest.max(log.index_keeping(retention.keep_bytes_max)));
     slowest.min(transfers.needed_from().unwrap_or(u64::MAX))
 }
 
@@ -112,7 +130,8 @@ mod tests {
         let retention = Retention::keeping(5_000);
         let log = |bytes| if bytes == retention.keep_bytes { 8_000 } else { 100 };
         assert_eq!(retention.cut(9_000, 9_000, &log), 4_000);
-        assert_eq!(Retention::keeping(500).cut(9_000, 9_000, &log), 8_000);
+        assert_eq!(Retention::keeping(500).cut(9_000, 9_000, &log), 8_500, "asked to be short");
+        assert_eq!(Retention::keeping(500).cut(8_100, 9_000, &log), 8_100);
         assert_eq!(retention.cut(3_000, 9_000, &log), 3_000);
         let large = |bytes| if bytes == retention.keep_bytes { 8_900 } else { 8_500 };
         assert_eq!(retention.cut(9_000, 9_000, &large), 8_500, "large values do not stay long");

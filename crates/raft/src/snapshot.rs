@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::channel::mpsc;
 use kelson_api::peer::{SnapshotHeader, SnapshotPart, SnapshotReply, snapshot_part::Part};
-use kelson_storage::{LogId as Position, Received, Reader, Transfer};
+use kelson_storage::{LogId as Position, Reader, Received, Transfer};
 use openraft::RaftSnapshotBuilder;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -238,7 +238,9 @@ pub(crate) async fn receive(
     let begun = Instant::now();
     let received = write(transfers, &mut parts).await?;
     if received.applied() != applied {
-        return Err(Status::data_loss("the snapshot is not of the position that it was said to be"));
+        return Err(Status::data_loss(
+            "the snapshot is not of the position that it was said to be",
+        ));
     }
     tracing::info!(index = applied.index, took = ?begun.elapsed(), "received database snapshot");
     let meta = SnapshotMeta {

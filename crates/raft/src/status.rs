@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::{Instant, ServerState};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftServerMetrics;
+use openraft::{Instant, ServerState};
 use tokio::sync::watch;
 
 use crate::progress::Progress;

@@ -232,12 +232,14 @@ async fn members_come_and_go() {
     let id = members[1].node.change_members(add).await.expect("added");
     let again = MemberChange::Add { peer_urls: vec![url.clone()], is_learner: false };
     assert_eq!(members[2].node.change_members(again).await, Err(Error::PeerUrlExists));
-    assert_eq!(members[0].node.change_members(MemberChange::Promote(7)).await, Err(Error::MemberNotFound));
+    assert_eq!(
+        members[0].node.change_members(MemberChange::Promote(7)).await,
+        Err(Error::MemberNotFound)
+    );
 
     let mut cluster: Vec<(String, Vec<String>)> = members[0].config.initial_cluster.clone();
     cluster.push(("d".to_owned(), vec![url]));
-    let joining =
-        NodeConfig { initial_state_existing: true, ..lab.config("d", &cluster) };
+    let joining = NodeConfig { initial_state_existing: true, ..lab.config("d", &cluster) };
     let joined = Member::start(joining, listener).await;
     assert_eq!(joined.id(), id);
     ready(&joined).await;
@@ -308,6 +310,29 @@ async fn a_new_voter_gets_its_vote_by_itself() {
     assert!(alone.is_err(), "one of two voters is no quorum");
     for member in members {
         member.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lone_survivor_goes_on_if_told_to() {
+    let lab = Lab::new();
+    let mut members = lab.start(&["a", "b", "c"]).await;
+    members[0].put("key").await.expect("put");
+    assert!(members[1].has("key").await);
+    let (config, address) = members.remove(1).stop().await;
+    for member in members {
+        member.stop().await;
+    }
+    let forced = NodeConfig { force_new_cluster: true, ..config.clone() };
+    for config in [forced.clone(), forced, config] {
+        let listener = TcpListener::bind(address).await.expect("the port is free again");
+        let alone = Member::start(config, listener).await;
+        ready(&alone).await;
+        assert!(alone.has("key").await);
+        alone.put("after").await.expect("one member is a quorum");
+        assert_eq!(alone.reader.members().len(), 1);
+        assert_eq!(alone.reader.removed_members().len(), 2);
+        alone.stop().await;
     }
 }
 
