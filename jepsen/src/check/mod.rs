@@ -2,6 +2,7 @@
 //! know nothing of faults, so that a history can be judged again from its files.
 
 mod finals;
+mod linear;
 mod log;
 mod order;
 mod watch;
@@ -38,6 +39,8 @@ pub(crate) enum Rule {
     WrongCompare,
     /// An older state after a newer one was seen.
     Stale,
+    /// One key's values fit no order of its operations, revisions aside.
+    NotLinearizable,
     /// Create revision, version or previous value of an event contradict the events before.
     WrongEvent,
     /// Watch: a revision after a later one.
@@ -89,6 +92,10 @@ pub(crate) fn judge(history: &History) -> Vec<Violation> {
     log.check(history.sparse, &mut findings);
     watch::check(&history.watches, &log, &mut findings);
     order::check(&history.ops, &history.watches, &log, &mut findings);
+    let undecided = linear::check(&history.ops, &mut findings);
+    if undecided > 0 {
+        println!("second judge: {undecided} keys undecided, too many operations at a time");
+    }
     finals::check(&history.finals, &log, &mut findings);
     for (rule, count) in &findings.counts {
         if *count > MOST {

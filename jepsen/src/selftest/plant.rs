@@ -21,6 +21,8 @@ const fn kind(name: &'static str, rules: &'static [Rule], plant: Plant) -> Kind 
 pub(super) const KINDS: &[Kind] = &[
     kind("stale read, old revision", &[Rule::Stale], stale_old),
     kind("stale read, fresh revision", &[Rule::WrongRead], stale_fresh),
+    kind("overwritten value, revisions aside", &[Rule::NotLinearizable], overwritten),
+    kind("value never written, revisions aside", &[Rule::NotLinearizable], unwritten),
     kind("serializable read of no state", &[Rule::WrongRead], serializable_wrong),
     kind("read shows another key's value", &[Rule::WrongRead], foreign_value),
     kind("read lacks a key", &[Rule::WrongRead], short_list),
@@ -96,6 +98,35 @@ fn stale_fresh(history: &mut History, rng: &mut Rng) -> Option<()> {
     let row = history.ops[index].rows[0].clone();
     let older = state_of(history, &row.key, row.modified - 1)?;
     history.ops[index].rows = vec![older];
+    Some(())
+}
+
+fn overwritten(history: &mut History, rng: &mut Rng) -> Option<()> {
+    // Far enough behind that no two of the operations overlap.
+    let far = 20;
+    let count = history.ops.len();
+    let from = rng.below(count as u64) as usize;
+    for index in (0..count).map(|step| (from + step) % count) {
+        let op = &history.ops[index];
+        let get = matches!(op.call, Call::Get { serializable: false, .. });
+        let Some(row) = op.rows.first().filter(|row| get && ok(op) && row.version > 1) else {
+            continue;
+        };
+        let writer = history.ops.iter().position(|op| op.wrote() && op.revision == row.modified);
+        if writer.is_some_and(|writer| writer + far < index) {
+            let older = state_of(history, &row.key, row.modified - 1)?;
+            history.ops[index].rows[0].value = older.value;
+            return Some(());
+        }
+    }
+    None
+}
+
+fn unwritten(history: &mut History, rng: &mut Rng) -> Option<()> {
+    let index = pick(history, rng, |op| {
+        ok(op) && !op.rows.is_empty() && matches!(op.call, Call::List { serializable: false })
+    })?;
+    history.ops[index].rows[0].value.push('?');
     Some(())
 }
 
