@@ -28,6 +28,7 @@ mod proposer;
 mod purge;
 mod reads;
 mod snapshot;
+mod stall;
 mod state_machine;
 mod status;
 mod types;

@@ -36,7 +36,7 @@ use crate::state_machine::{SharedStore, StateMachine};
 use crate::status::{Counters, Pace, Status};
 use crate::types::{Peer, Raft, Vote};
 use crate::waiters::Waiters;
-use crate::{codec, force, purge, status};
+use crate::{codec, force, purge, stall, status};
 
 /// Pause between two attempts of a starting member to find a leader.
 const READY_RETRY: Duration = Duration::from_millis(50);
@@ -445,6 +445,8 @@ impl Inner {
         tokio::spawn(reads.clone().run(raft.clone(), forwarder.clone()));
         let members = Members::new(raft.clone(), reader.clone(), peers.clone(), timeout);
         tokio::spawn(members.clone().promote_new_voters(status.clone()));
+        let (disk, seen) = (log.clone(), status.clone());
+        tokio::spawn(stall::run(raft.clone(), disk, progress.clone(), seen, config.election));
         let sent = transfers.clone();
         tokio::spawn(purge::run(raft.clone(), entries, reader.clone(), sent, retention));
         Ok(Inner {
