@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use serde::Serialize;
 
 use crate::client::Client;
 use crate::cluster::Memory;
 use crate::commands::replace::{Done, join};
-use crate::history::SPARSE;
+use crate::history::{Recorder, SPARSE};
 use crate::report::Extra;
 use crate::rng::Rng;
 use crate::run::{Run, Spread, Step};
@@ -27,6 +28,8 @@ const FLIGHT: usize = 4;
 const AFTER: u64 = 12_000;
 /// How long the latency is measured before anything happens.
 const IDLE: Duration = Duration::from_secs(20);
+/// How long memory is watched after the catch-up.
+const SETTLE: Duration = Duration::from_secs(20);
 /// Measured puts per second.
 const RATE: u64 = 100;
 /// What the latency may grow by, and what memory may grow by.
@@ -34,11 +37,16 @@ const FACTOR: f64 = 3.0;
 const GROWTH: u64 = 300 << 20;
 
 /// Fills the store and lets a member catch up.
-pub(crate) async fn catch_up(run: &Run, gib: u64) -> io::Result<Extra> {
+pub(crate) async fn catch_up(run: &Run, mib: u64) -> io::Result<Extra> {
     std::fs::write(run.dir.join(SPARSE), "keys beside those that are watched were written\n")?;
-    let rows = (gib << 30) / VALUE as u64;
-    run.say(&format!("filling {gib} GiB: {rows} rows of {VALUE} bytes"));
-    if let Err(error) = fill(run, rows).await {
+    let rows = (mib << 20) / VALUE as u64;
+    run.say(&format!("filling {mib} MiB: {rows} rows of {VALUE} bytes"));
+    let samples = Peaks::start(run, [0, 0])?;
+    let filled = tokio::select! {
+        filled = fill(run, rows) => filled,
+        never = samples.watch() => never,
+    };
+    if let Err(error) = filled {
         run.finding(format!("filling the store: {error}"));
         return Ok(Vec::new());
     }
@@ -56,7 +64,7 @@ pub(crate) async fn catch_up(run: &Run, gib: u64) -> io::Result<Extra> {
     let (from, start) = (run.clock.seconds(), run.clock.now());
     run.say(&format!("member {new} joins; the leader is {leader}"));
     let busy = Puts::start(run, leader);
-    let samples = Peaks::start(run, leader, new);
+    let samples = Peaks::start(run, [leader, new])?;
     let joined = tokio::select! {
         joined = join(run, new) => joined?,
         never = samples.watch() => never,
@@ -68,14 +76,18 @@ pub(crate) async fn catch_up(run: &Run, gib: u64) -> io::Result<Extra> {
     }
     let seconds = run.clock.seconds() - from;
     run.steps.add(Step {
-        name: format!("member {new} catches up {gib} GiB"),
+        name: format!("member {new} catches up {mib} MiB"),
         from,
         to: run.clock.seconds(),
         writes: run.writes(start, run.clock.now()),
         recovery: run.converge(Duration::from_secs(60)).await,
         ..Default::default()
     });
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    // The receiver may still be digesting.
+    tokio::select! {
+        () = tokio::time::sleep(SETTLE) => {}
+        () = samples.watch() => {}
+    }
     let settled = run.cluster.lock().memory(new).unwrap_or_default();
     let (sender, receiver) = samples.peaks();
     let growth = |peak: Memory, base: Memory| peak.anonymous.saturating_sub(base.anonymous);
@@ -207,28 +219,44 @@ impl Puts {
     }
 }
 
-/// The largest memory of two members while something goes on.
+/// The largest memory of two members while something goes on; samples of all members go to a file.
 struct Peaks<'a> {
     run: &'a Run,
     members: [usize; 2],
     peaks: parking_lot::Mutex<[Memory; 2]>,
+    samples: Recorder<Sample>,
+}
+
+/// Memory of one member at one moment, in MiB.
+#[derive(Clone, Serialize)]
+struct Sample {
+    at: f64,
+    member: usize,
+    resident: u64,
+    anonymous: u64,
 }
 
 impl<'a> Peaks<'a> {
-    fn start(run: &'a Run, sender: usize, receiver: usize) -> Self {
-        Self { run, members: [sender, receiver], peaks: parking_lot::Mutex::default() }
+    fn start(run: &'a Run, members: [usize; 2]) -> io::Result<Self> {
+        let samples = Recorder::create(&run.dir.join(format!("memory-{}.jsonl", members[1])))?;
+        Ok(Self { run, members, peaks: parking_lot::Mutex::default(), samples })
     }
 
     /// Samples for ever; dropped when the other side of a select is done.
     async fn watch<T>(&self) -> T {
         loop {
-            for (index, member) in self.members.iter().enumerate() {
-                let now = self.run.cluster.lock().memory(*member).unwrap_or_default();
+            for member in self.run.cluster.lock().running() {
+                let Some(now) = self.run.cluster.lock().memory(member) else { continue };
                 let mut peaks = self.peaks.lock();
-                peaks[index].resident = peaks[index].resident.max(now.resident);
-                peaks[index].anonymous = peaks[index].anonymous.max(now.anonymous);
+                if let Some(index) = self.members.iter().position(|known| *known == member) {
+                    peaks[index].resident = peaks[index].resident.max(now.resident);
+                    peaks[index].anonymous = peaks[index].anonymous.max(now.anonymous);
+                }
+                let at = self.run.clock.seconds();
+                let (resident, anonymous) = (now.resident >> 20, now.anonymous >> 20);
+                self.samples.add(Sample { at, member, resident, anonymous });
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
 

@@ -30,7 +30,7 @@ usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed 
                       [--sabotage-local-reads]  (send linearizable reads as serializable: must fail)
   failover [--rounds 50] [--rate 200]      kill the leader under load, time to the next write
   smoke [--seconds 10] [--rate 300]        partitions, loss, delay, pause, one after the other
-  replace [--rounds 3] [--gib 2] [--rate 200]
+  replace [--rounds 3] [--mib 2048] [--rate 200]
                                            replace members under load; catch up a large database
   storm [--seconds 120] [--rate 300] [--only FAULT]...
                                            faults drawn at random, up to two at a time

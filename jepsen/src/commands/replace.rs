@@ -23,7 +23,7 @@ const CATCH_UP: Duration = Duration::from_secs(600);
 pub(crate) fn run(mut args: Args) -> Result<bool, String> {
     let mut plan = Plan::from_args("replace", &mut args)?;
     let rounds = args.number("rounds", 3)? as usize;
-    let gib = args.number("gib", 2)?;
+    let mib = args.number("mib", 2048)?;
     let rate = args.number("rate", 200)?;
     args.done()?;
     if plan.members + rounds > 60 {
@@ -38,8 +38,8 @@ pub(crate) fn run(mut args: Args) -> Result<bool, String> {
         tokio::time::sleep(Duration::from_secs(3)).await;
         exchange(&run, rounds).await?;
         let mut measured: Extra = Vec::new();
-        if gib > 0 && run.findings.lock().is_empty() {
-            measured = bulk::catch_up(&run, gib).await?;
+        if mib > 0 && run.findings.lock().is_empty() {
+            measured = bulk::catch_up(&run, mib).await?;
         }
         finish(&run, measured).await
     });
