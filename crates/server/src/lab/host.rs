@@ -31,6 +31,8 @@ use super::{control, dial, hints};
 const FRESH: Duration = Duration::from_secs(2);
 /// Longest time for all members to stop in order; the server's own limit is half of it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+/// Being told to end again after this time means: now.
+const IMPATIENT: Duration = Duration::from_secs(1);
 /// Events that the view can look back on.
 const EVENTS_MAX: usize = 200;
 /// Reports, requests and results that wait for the loop; their senders wait when it is full.
@@ -108,7 +110,7 @@ pub(crate) struct Host {
     pub(crate) waiting: Vec<(Instant, Reply)>,
     reports: mpsc::Sender<Report>,
     pub(crate) done: mpsc::Sender<Done>,
-    /// Set when the end was asked for: when to stop being patient.
+    /// When the end was first asked for.
     quitting: Option<Instant>,
     quit_replies: Vec<Reply>,
     led: (u64, u64),
@@ -394,12 +396,12 @@ impl Host {
     fn tick(&mut self) {
         self.reap();
         self.answer_waiting();
-        if self.quitting.is_some_and(|deadline| Instant::now() > deadline) {
+        if self.quitting.is_some_and(|since| since.elapsed() > STOP_TIMEOUT) {
             self.signal_all(Signal::KILL);
         }
         if self.front.is_screen() {
             let view = self.view();
-            self.front.draw(&view);
+            self.draw(&view);
         }
     }
 
@@ -433,7 +435,14 @@ impl Host {
                 Err(text) => self.reply(Reply::Here, Err(text)),
             }
         }
-        self.front.draw(&view);
+        self.draw(&view);
+    }
+
+    fn draw(&mut self, view: &View) {
+        // A terminal can go away without a signal; nobody can see or use the lab then.
+        if !self.front.draw(view) && !self.is_quitting() {
+            self.quit(None);
+        }
     }
 
     /// Gives an answer to whoever asked, and notes what was done.
@@ -474,14 +483,17 @@ impl Host {
         self.front.event(stamped(text), EVENTS_MAX);
     }
 
-    /// Asks all members to stop; asked twice, kills them.
+    /// Asks all members to stop; asked again after a while, kills them.
     pub(crate) fn quit(&mut self, reply: Option<Reply>) {
         self.quit_replies.extend(reply);
-        if self.quitting.is_some() {
-            self.signal_all(Signal::KILL);
+        if let Some(since) = self.quitting {
+            // A closed terminal sends its signal twice.
+            if since.elapsed() > IMPATIENT {
+                self.signal_all(Signal::KILL);
+            }
             return;
         }
-        self.quitting = Some(Instant::now() + STOP_TIMEOUT);
+        self.quitting = Some(Instant::now());
         self.event("stopping all members");
         self.signal_all(Signal::TERM);
         // A paused member would never act on it.

@@ -94,12 +94,14 @@ impl Front {
 
     /// Gives the terminal back.
     pub(crate) fn close(&mut self) {
-        if let Some(screen) = self.screen.take() {
-            // A terminal that has gone away needs nothing.
-            let _gone = ratatui::try_restore();
-            if let Err(text) = screen.ui.message {
-                super::complain(&text);
-            }
+        let Some(Screen { mut terminal, ui }) = self.screen.take() else { return };
+        let shown = terminal.show_cursor();
+        if ratatui::try_restore().and(shown).is_err() {
+            // The terminal has gone away. Dropping this would complain to it, and fail at that.
+            std::mem::forget(terminal);
+        }
+        if let Err(text) = ui.message {
+            super::complain(&text);
         }
     }
 
@@ -108,13 +110,13 @@ impl Front {
         self.screen.is_some()
     }
 
-    /// Draws the screen, if there is one.
-    pub(crate) fn draw(&mut self, view: &View) {
-        if let Some(Screen { terminal, ui }) = &mut self.screen
-            && !ui.has_page
-        {
-            // A terminal that has gone away sends a hangup, which ends the lab.
-            let _gone = terminal.draw(|frame| ui.draw(frame, view));
+    /// Draws the screen, if there is one; false when its terminal has gone away.
+    pub(crate) fn draw(&mut self, view: &View) -> bool {
+        match &mut self.screen {
+            Some(Screen { terminal, ui }) if !ui.has_page => {
+                terminal.draw(|frame| ui.draw(frame, view)).is_ok()
+            }
+            _ => true,
         }
     }
 
