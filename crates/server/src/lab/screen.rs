@@ -8,7 +8,7 @@ use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyM
 use crossterm::style::Print;
 use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
 use futures::StreamExt;
-use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::layout::{Constraint, Layout, Position, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::Line;
 use ratatui::widgets::{Paragraph, Row as TableRow, Table, TableState, Wrap};
@@ -206,7 +206,10 @@ impl Screen {
         self.ui.has_page = false;
         // A terminal that has gone away sends a hangup, which ends the lab.
         let _gone = crossterm::execute!(std::io::stdout(), EnterAlternateScreen);
-        let _gone = self.terminal.clear();
+        // Only this makes the next drawing draw everything without asking the terminal for its
+        // cursor, which would wait for an answer that the reader of keys takes away.
+        let size = self.terminal.size().unwrap_or_default();
+        let _gone = self.terminal.resize(Rect::from((Position::ORIGIN, size)));
     }
 }
 
