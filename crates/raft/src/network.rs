@@ -110,10 +110,14 @@ impl PeerLink {
         wire::append_result(&reply).map_err(|status| failed(&status))
     }
 
-    async fn open_stream<S>(&self, input: S) -> Result<AppendReplies, RPCError<TypeConfig>>
+    async fn open_stream<S>(&self, mut input: S) -> Result<AppendReplies, RPCError<TypeConfig>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
+        // openraft pauses after a failure only where it is asked for a request. A call to a member
+        // that is down fails before it asks, so the first request is taken before the call.
+        let first = input.next().await;
+        let input = futures::stream::iter(first).chain(input);
         let under_way = Arc::new(AtomicU64::new(0));
         let sent = under_way.clone();
         let requests = input.map(move |request| {

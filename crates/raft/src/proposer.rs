@@ -258,7 +258,7 @@ impl Proposer {
     pub(crate) async fn run(self: Arc<Self>, raft: Raft, forwarder: Forwarder, reads: Arc<Reads>) {
         let window = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT));
         let mut status = self.status.clone();
-        loop {
+        'packing: loop {
             let permit = window.clone().acquire_owned().await;
             let permit = permit.expect("the window is never closed");
             // Without a leader nothing is proposed: callers wait, and may be told so safely.
@@ -276,7 +276,13 @@ impl Proposer {
                 }
                 match self.next_batch() {
                     Some(batch) => break batch,
-                    None => self.arrived.notified().await,
+                    None => {
+                        self.arrived.notified().await;
+                        // What came back is not sent again at once: the leader is looked up anew.
+                        if self.refused.load(Ordering::Relaxed) {
+                            continue 'packing;
+                        }
+                    }
                 }
             };
             // Waiting for work may have taken long: the leader may be another one now. Whoever is
@@ -440,6 +446,8 @@ impl Proposer {
         }
         drop(queues);
         self.refused.store(true, Ordering::Relaxed);
+        // Nobody else may have anything to propose here.
+        self.arrived.notify_one();
     }
 }
 
