@@ -245,7 +245,9 @@ impl<'a> Peaks<'a> {
     /// Samples for ever; dropped when the other side of a select is done.
     async fn watch<T>(&self) -> T {
         loop {
-            for member in self.run.cluster.lock().running() {
+            // Bound first: the loop's head would hold the lock that its body takes.
+            let running = self.run.cluster.lock().running();
+            for member in running {
                 let Some(now) = self.run.cluster.lock().memory(member) else { continue };
                 let mut peaks = self.peaks.lock();
                 if let Some(index) = self.members.iter().position(|known| *known == member) {
