@@ -77,3 +77,35 @@ impl Args {
         self.words
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(words: &[&str]) -> Args {
+        Args::new(words.iter().map(|word| (*word).to_owned()))
+    }
+
+    #[test]
+    fn both_spellings_of_a_value_mean_the_same() {
+        for words in [&["--rounds", "7"][..], &["--rounds=7"]] {
+            let mut args = args(words);
+            assert_eq!(args.number("rounds", 50), Ok(7));
+            assert_eq!(args.done(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn flags_for_members_are_handed_on_whole() {
+        let mut args = args(&["--flag=--snapshot-count=5", "--flag", "--log-level=debug"]);
+        assert_eq!(args.many("flag"), ["--snapshot-count=5", "--log-level=debug"]);
+        assert_eq!(args.done(), Ok(()));
+    }
+
+    #[test]
+    fn what_no_command_uses_is_an_error() {
+        let mut args = args(&["--round", "7"]);
+        assert_eq!(args.number("rounds", 50), Ok(50));
+        assert!(args.done().is_err());
+    }
+}

@@ -254,3 +254,24 @@ fn describe(status: &Status) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_that_prove_it_make_a_write_fail() {
+        let outcome = |status: Status, write| refusal(&status, write).outcome;
+        assert_eq!(outcome(Status::resource_exhausted("too many requests"), true), Outcome::Fail);
+        assert_eq!(outcome(Status::unavailable("request timed out"), true), Outcome::Unknown);
+        assert_eq!(outcome(Status::deadline_exceeded("late"), true), Outcome::Unknown);
+        assert_eq!(outcome(Status::unknown("broken pipe"), true), Outcome::Unknown);
+        assert_eq!(outcome(Status::unavailable("request timed out"), false), Outcome::Fail);
+    }
+
+    #[test]
+    fn a_list_ends_behind_the_prefix() {
+        let request = list("k/", true);
+        assert_eq!((&request.key[..], &request.range_end[..]), (&b"k/"[..], &b"k0"[..]));
+    }
+}

@@ -391,3 +391,16 @@ pub(crate) fn existing(path: &str) -> Result<&Path, String> {
     let path = Path::new(path);
     if path.is_dir() { Ok(path) } else { Err(format!("no run directory at {}", path.display())) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let spread = Spread::of((1..=50).map(f64::from).collect());
+        assert_eq!((spread.median, spread.p99, spread.max), (25.0, 50.0, 50.0));
+        let two = Spread::of(vec![2.0, 1.0]);
+        assert_eq!((two.count, two.median, two.p99), (2, 1.0, 2.0));
+    }
+}
