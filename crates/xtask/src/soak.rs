@@ -5,6 +5,8 @@
 //!
 //! `cargo xtask soak [--minutes N] [--keys N] [--rate N] [--bin PATH] [--out DIR]`: ten minutes,
 //! 50 000 keys and 3000 writes a second by default. The figures and the plot go to `target/soak`.
+//! `--beside KIND,KIND` leaves out everything beside the writers that it does not name, to tell which
+//! load makes something grow.
 
 mod load;
 mod plot;
@@ -19,7 +21,7 @@ use std::time::Duration;
 
 use crate::compare::{self, Server};
 use crate::root;
-use load::Load;
+use load::{Kind, Load};
 use sample::Sample;
 
 /// A shorter run is not judged: caches still fill, and a third of it holds less than two compactions.
@@ -36,6 +38,8 @@ pub(crate) struct Options {
     rate: usize,
     binary: PathBuf,
     out: PathBuf,
+    /// What happens beside the writers.
+    kinds: Vec<Kind>,
 }
 
 impl Options {
@@ -46,6 +50,7 @@ impl Options {
             rate: 3000,
             binary: root().join("target/release/kelson"),
             out: root().join("target/soak"),
+            kinds: load::KINDS.iter().map(|(_, kind)| *kind).collect(),
         };
         let mut words = args.iter();
         while let Some(flag) = words.next() {
@@ -61,6 +66,7 @@ impl Options {
                 "--rate" => options.rate = value.parse().map_err(wrong)?,
                 "--bin" => options.binary = value.into(),
                 "--out" => options.out = value.into(),
+                "--beside" => options.kinds = kinds(value)?,
                 other => return Err(format!("soak knows no option {other:?}")),
             }
         }
@@ -69,6 +75,19 @@ impl Options {
         }
         Ok(options)
     }
+}
+
+/// The kinds of load with these names, separated by commas.
+fn kinds(names: &str) -> Result<Vec<Kind>, String> {
+    let mut found = Vec::new();
+    for name in names.split(',').filter(|name| !name.is_empty()) {
+        let before = found.len();
+        found.extend(load::KINDS.iter().filter(|(known, _)| *known == name).map(|(_, kind)| *kind));
+        if found.len() == before {
+            return Err(format!("there is no load called {name:?}"));
+        }
+    }
+    Ok(found)
 }
 
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
@@ -99,8 +118,13 @@ fn soak(options: &Options, server: &mut Server) -> Result<(), String> {
     let ledger = runtime.block_on(load::fill(&load, options.keys))?;
     println!("{} keys are filled in; the soak begins", options.keys);
     let sampler = sample::Sampler::new(server, load.clone());
-    let (ledger, samples) =
-        runtime.block_on(load::drive(&load, ledger, options.rate, options.length, sampler))?;
+    let (ledger, samples) = runtime.block_on(load::drive(
+        &load,
+        ledger,
+        &options.kinds,
+        (options.rate, options.length),
+        sampler,
+    ))?;
     let names = (options.out.join("soak.csv"), options.out.join("soak.svg"));
     fs::write(&names.0, sample::csv(&samples)).map_err(|e| format!("write the samples: {e}"))?;
     let drawn = plot::svg(&samples, &load.marks());
@@ -109,6 +133,7 @@ fn soak(options: &Options, server: &mut Server) -> Result<(), String> {
     for line in load.summary() {
         println!("{line}");
     }
+    runtime.block_on(verify::no_streams(server.port))?;
     runtime.block_on(verify::verify(&load, &ledger, "before a restart"))?;
     let hash = runtime.block_on(verify::hash(&load))?;
     for signal in ["-KILL", "-TERM"] {
@@ -182,7 +207,12 @@ mod tests {
             Options::parse(&words)
         };
         assert_eq!(parse("--minutes 0.5").expect("fine").length, Duration::from_secs(30));
-        for wrong in ["--minutes -1", "--minutes", "--keys x", "--rate 0", "--else 1"] {
+        assert_eq!(parse("").expect("fine").kinds.len(), load::KINDS.len());
+        let named = parse("--beside hashes,watches").expect("fine").kinds;
+        assert_eq!(named, [Kind::Hashes, Kind::Watch(1), Kind::Watch(2)]);
+        for wrong in
+            ["--minutes -1", "--minutes", "--keys x", "--rate 0", "--beside all", "--else 1"]
+        {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

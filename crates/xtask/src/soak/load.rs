@@ -12,9 +12,10 @@ use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
 use pb::watch_client::WatchClient;
 use pb::watch_request::RequestUnion;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval, interval_at, sleep, timeout};
-use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::plot::Mark;
@@ -42,6 +43,33 @@ const LIST_EVERY: Duration = Duration::from_secs(1);
 const EVENTS: u32 = 20;
 const EVENT_TTL: i64 = 30;
 const WATCHERS: usize = 4;
+
+/// What happens beside the writers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Events,
+    Compactions,
+    OldReads,
+    Lists,
+    Snapshots,
+    Hashes,
+    /// One of the watchers.
+    Watch(usize),
+}
+
+/// All that can happen beside the writers, by name. The watchers share one.
+pub(crate) const KINDS: [(&str, Kind); 10] = [
+    ("events", Kind::Events),
+    ("compactions", Kind::Compactions),
+    ("old-reads", Kind::OldReads),
+    ("lists", Kind::Lists),
+    ("snapshots", Kind::Snapshots),
+    ("hashes", Kind::Hashes),
+    ("watch-restless", Kind::Watch(0)),
+    ("watches", Kind::Watch(1)),
+    ("watches", Kind::Watch(2)),
+    ("watch-slow", Kind::Watch(WATCHERS - 1)),
+];
 
 /// What a writer knows of one of its keys.
 #[derive(Clone, Copy)]
@@ -313,8 +341,8 @@ async fn gather(mut tasks: JoinSet<Result<Vec<Known>, String>>) -> Result<Vec<Kn
 pub(crate) async fn drive(
     load: &Arc<Load>,
     ledger: Vec<Known>,
-    rate: usize,
-    length: Duration,
+    kinds: &[Kind],
+    (rate, length): (usize, Duration),
     sampler: Sampler,
 ) -> Result<(Vec<Known>, Vec<Sample>), String> {
     let keys = ledger.len();
@@ -326,14 +354,17 @@ pub(crate) async fn drive(
         writers.spawn(Writer::new(load, number, keys).run(every, end));
     }
     let mut others = JoinSet::new();
-    others.spawn(write_events(load.clone(), end));
-    others.spawn(compact(load.clone(), end));
-    others.spawn(read_old(load.clone(), keys, end));
-    others.spawn(list(load.clone(), keys, end));
-    others.spawn(stream_snapshots(load.clone(), end));
-    others.spawn(hash(load.clone(), end));
-    for number in 0..WATCHERS {
-        others.spawn(watch(load.clone(), number, keys, end));
+    for kind in kinds {
+        let load = load.clone();
+        match *kind {
+            Kind::Events => others.spawn(write_events(load, end)),
+            Kind::Compactions => others.spawn(compact(load, end)),
+            Kind::OldReads => others.spawn(read_old(load, keys, end)),
+            Kind::Lists => others.spawn(list(load, keys, end)),
+            Kind::Snapshots => others.spawn(stream_snapshots(load, end)),
+            Kind::Hashes => others.spawn(hash(load, end)),
+            Kind::Watch(number) => others.spawn(watch(load, number, keys, end)),
+        };
     }
     let samples = tokio::spawn(sample(sampler, end));
     let others = async {
@@ -573,8 +604,12 @@ async fn follow(
 ) -> Result<i64, String> {
     let mut seen = create.start_revision;
     let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-    // The request side stays open as long as the watch is read.
-    let requests = tokio_stream::once(request).chain(tokio_stream::pending());
+    // The request side stays open as long as the watch is read, and no longer: a call whose requests
+    // never end is not reset when its responses are dropped, and the server keeps it for a client
+    // that is merely slow.
+    let (asking, requests) = mpsc::channel(1);
+    asking.try_send(request).expect("the channel has room for one");
+    let requests = ReceiverStream::new(requests);
     let mut client = WatchClient::new(load.channel(task)).max_decoding_message_size(usize::MAX);
     let mut responses = answer("watch", PATIENCE, client.watch(requests)).await?;
     let mut paused = Instant::now();

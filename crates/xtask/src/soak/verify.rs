@@ -1,9 +1,12 @@
 //! The end of a soak: is every acknowledged write there, and nothing else? It only reads.
 
+use std::time::{Duration, Instant};
+
 use kelson_api::etcdserverpb as pb;
 
 use super::load::{Known, Load};
 use super::values;
+use crate::compare;
 
 /// Keys per page.
 const PAGE: i64 = 1000;
@@ -29,6 +32,33 @@ pub(crate) async fn hash_at(load: &Load, revision: i64) -> Result<Hash, String> 
         hash: answer.hash,
         compacted: answer.compact_revision,
     })
+}
+
+/// What counts the open watch streams on the metrics page.
+const STREAMS: &str = "etcd_debugging_mvcc_watch_stream_total";
+/// Longest wait until the server has noticed that all watches were given up.
+const STREAMS_GONE: Duration = Duration::from_secs(15);
+
+/// Waits until the server holds no watch stream any more: each would keep the events that wait in it.
+pub(crate) async fn no_streams(port: u16) -> Result<(), String> {
+    let until = Instant::now() + STREAMS_GONE;
+    loop {
+        let read = tokio::task::spawn_blocking(move || compare::page(port, "/metrics"));
+        let page = read.await.map_err(|error| format!("read the metrics: {error}"))?;
+        let page = page.ok_or("the metrics page does not answer")?;
+        let open = streams(&page).ok_or_else(|| format!("the metrics lack {STREAMS}"))?;
+        if open == 0.0 {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            return Err(format!("{open} watch streams are left after all watches were given up"));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn streams(page: &str) -> Option<f64> {
+    page.lines().find_map(|line| line.strip_prefix(STREAMS)?.trim().parse().ok())
 }
 
 /// Compares all keys of the writers with what they know.
@@ -74,4 +104,16 @@ pub(crate) async fn verify(load: &Load, ledger: &[Known], when: &str) -> Result<
     }
     println!("{count} keys {when} hold what was acknowledged last");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_streams_are_read_from_the_metrics() {
+        let page = format!("# TYPE {STREAMS} gauge\n{STREAMS} 3\nother 1\n");
+        assert_eq!(streams(&page), Some(3.0));
+        assert_eq!(streams("other 1\n"), None);
+    }
 }
