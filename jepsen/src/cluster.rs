@@ -166,6 +166,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// Deletes the data of a member that does not run.
+    pub(crate) fn wipe(&mut self, member: usize) -> io::Result<()> {
+        std::fs::remove_dir_all(self.folder(member).join("data"))
+    }
+
     /// From now on this member may end by itself: it was removed from the cluster.
     pub(crate) fn excuse(&mut self, member: usize) {
         if let Some(state) = self.members.get_mut(&member) {
@@ -246,10 +251,10 @@ impl Cluster {
         self.setup.dir.join(name(member))
     }
 
-    /// Lines of member logs that only a broken member writes.
+    /// Lines that only a broken member writes, out of the logs of members that should be well.
     pub(crate) fn alarms(&self) -> Vec<String> {
         let loud = ["panicked at", "panic:", "\"level\":\"fatal\"", "\"level\":\"panic\""];
-        self.lines(|line| loud.iter().any(|mark| line.contains(mark)))
+        self.lines(false, |line| loud.iter().any(|mark| line.contains(mark)))
     }
 
     /// How often a member was sent the whole state, as the logs of both targets tell.
@@ -258,13 +263,16 @@ impl Cluster {
             line.contains("received database snapshot")
                 || line.contains("received and saved database snapshot")
         };
-        self.lines(received).len()
+        self.lines(true, received).len()
     }
 
-    /// Lines of all logs that fit, cut to a readable length.
-    fn lines(&self, fits: impl Fn(&str) -> bool) -> Vec<String> {
+    /// Lines of logs that fit, cut to a readable length; of excused members only if asked to.
+    fn lines(&self, excused: bool, fits: impl Fn(&str) -> bool) -> Vec<String> {
         let mut found = Vec::new();
-        for member in self.members.keys() {
+        for (member, state) in &self.members {
+            if state.excused && !excused {
+                continue;
+            }
             let Ok(log) = std::fs::read(self.folder(*member).join("log")) else { continue };
             for line in String::from_utf8_lossy(&log).lines().filter(|line| fits(line)) {
                 let short: String = line.chars().take(300).collect();

@@ -34,6 +34,7 @@ usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed 
                                            replace members under load; catch up a large database
   storm [--seconds 120] [--rate 300] [--only FAULT]...
                                            faults drawn at random, up to two at a time
+  wiped                                    a follower comes back with an empty disk
   both COMMAND ...                         the same against etcd and Kelson, and a table
   check DIR                                judge a recorded run again
   selftest [--seeds 40]                    plant errors in valid histories; each must be found";
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         "smoke" => commands::smoke::run(args),
         "replace" => commands::replace::run(args),
         "storm" => commands::storm::run(args),
+        "wiped" => commands::wiped::run(args),
         "both" => commands::both::run(args),
         "check" => check_again(args),
         "selftest" => selftest::run(args),

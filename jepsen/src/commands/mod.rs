@@ -5,3 +5,4 @@ pub(crate) mod failover;
 pub(crate) mod replace;
 pub(crate) mod smoke;
 pub(crate) mod storm;
+pub(crate) mod wiped;

@@ -154,7 +154,7 @@ async fn promote(run: &Run, members: &[usize], id: u64) -> Result<(), String> {
 }
 
 /// Removes a member, through another one, and ends its process.
-async fn leave(run: &Run, old: usize) -> Result<(), String> {
+pub(crate) async fn leave(run: &Run, old: usize) -> Result<(), String> {
     let id = run.monitor.id(old).ok_or("its member id was never seen")?;
     let rest: Vec<usize> =
         run.load.members.read().iter().copied().filter(|member| *member != old).collect();
