@@ -34,7 +34,7 @@ usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed 
                                            replace members under load; catch up a large database
   storm [--seconds 120] [--rate 300] [--only FAULT]...
                                            faults drawn at random, up to two at a time
-  wiped                                    a follower comes back with an empty disk
+  wiped [--existing]                       a follower comes back with an empty disk
   both COMMAND ...                         the same against etcd and Kelson, and a table
   check DIR                                judge a recorded run again
   selftest [--seeds 40]                    plant errors in valid histories; each must be found";

@@ -15,6 +15,7 @@ const REFUSED: Duration = Duration::from_secs(20);
 
 pub(crate) fn run(mut args: Args) -> Result<bool, String> {
     let mut plan = Plan::from_args("wiped", &mut args)?;
+    let existing = args.switch("existing");
     args.done()?;
     if plan.members < 3 {
         return Err("a cluster of fewer than 3 members does not survive this".into());
@@ -24,12 +25,12 @@ pub(crate) fn run(mut args: Args) -> Result<bool, String> {
         let run = Run::start(plan, fabric).await?;
         run.begin(Shape::default());
         tokio::time::sleep(Duration::from_secs(6)).await;
-        forget(&run).await
+        forget(&run, existing).await
     });
     verdict.map(|verdict| verdict.valid()).map_err(|error| error.to_string())
 }
 
-async fn forget(run: &Run) -> io::Result<Verdict> {
+async fn forget(run: &Run, existing: bool) -> io::Result<Verdict> {
     let leader = run.monitor.settled(Duration::from_secs(30)).await;
     let members = run.load.members.read().clone();
     let victim = members.iter().copied().find(|member| Some(*member) != leader);
@@ -42,7 +43,8 @@ async fn forget(run: &Run) -> io::Result<Verdict> {
         let mut cluster = run.cluster.lock();
         cluster.kill(victim)?;
         cluster.wipe(victim)?;
-        cluster.restart(victim)?;
+        // What an operator in a hurry may write into the flags must not help either.
+        cluster.start(victim, &members, existing)?;
         cluster.excuse(victim);
     }
     let refused = ended(run, victim).await;
