@@ -22,7 +22,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   interop [--bin PATH] [--auth]            real client libraries and etcdctl
   kube [--bin PATH]                        a real kube-apiserver
   compare [put] [range] [million]          timings beside real etcd
-  soak [--minutes N] [--bin PATH]          memory and files under churn";
+  soak [--minutes N] [--beside KIND,...]   memory and files under churn";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
