@@ -425,7 +425,10 @@ pub(crate) fn rewrite(place: &Place, old: &mut dyn Backend) -> Result<Rewritten,
     let Some((current, dir)) = next_generation(place)? else { return Ok(None) };
     let before = used_bytes(&current);
     if free_bytes(&place.state_dir) < before + REWRITE_ROOM {
-        tracing::warn!(before, "the disk has no room for a second copy of the state; not rewritten");
+        tracing::warn!(
+            before,
+            "the disk has no room for a second copy of the state; not rewritten"
+        );
         return Ok(None);
     }
     let open = || open_patiently(&dir, place.cache_bytes).map(|open| Box::new(open) as Box<_>);

@@ -83,9 +83,12 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// What a damage is called, and how it is done to a file.
+type Damage = (String, Box<dyn Fn(&Path)>);
+
 /// Kinds of damage to a file of some length.
-fn damages(length: usize) -> Vec<(String, Box<dyn Fn(&Path)>)> {
-    let mut kinds: Vec<(String, Box<dyn Fn(&Path)>)> = Vec::new();
+fn damages(length: usize) -> Vec<Damage> {
+    let mut kinds: Vec<Damage> = Vec::new();
     kinds.push(("missing".into(), Box::new(|path| fs::remove_file(path).unwrap())));
     if length == 0 {
         return kinds;

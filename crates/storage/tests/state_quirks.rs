@@ -157,11 +157,11 @@ fn the_compaction_revision_itself_stays_readable() {
     fixture.ok(compact_op(3));
     let at = |revision| RangeRequest { revision, ..get("a", "") };
     let check = |fixture: &Fixture| {
-        assert_eq!(fixture.reader.range(&at(2)).unwrap_err(), Error::Compacted);
+        assert_eq!(fixture.reader.range(&at(2)).expect_err("refused"), Error::Compacted);
         assert_eq!(fixture.range(at(3)).kvs[0].value, "2");
         assert_eq!(fixture.range(at(4)).kvs[0].value, "3");
         assert_eq!(fixture.range(at(5)).count, 0);
-        assert_eq!(fixture.reader.range(&at(6)).unwrap_err(), Error::FutureRevision);
+        assert_eq!(fixture.reader.range(&at(6)).expect_err("refused"), Error::FutureRevision);
     };
     check(&fixture);
     fixture.wait_for_compaction();
@@ -338,9 +338,9 @@ fn a_negative_revision_is_free_until_the_first_compaction() {
     let read = || txn(vec![range_in("a", -1)]);
     assert!(fixture.reader.txn_read_only(&read()).is_ok());
     let too_low = txn(vec![range_in("a", -5)]);
-    assert_eq!(fixture.reader.txn_read_only(&too_low).unwrap_err(), Error::Compacted);
+    assert_eq!(fixture.reader.txn_read_only(&too_low).expect_err("refused"), Error::Compacted);
     fixture.ok(compact_op(1));
-    assert_eq!(fixture.reader.txn_read_only(&read()).unwrap_err(), Error::Compacted);
+    assert_eq!(fixture.reader.txn_read_only(&read()).expect_err("refused"), Error::Compacted);
     assert_eq!(fixture.range(RangeRequest { revision: -7, ..get("a", "") }).count, 1);
 }
 

@@ -48,7 +48,7 @@ fn entry(index: u64) -> Vec<Op> {
 fn members(put: &[u64], remove: &[u64]) -> Op {
     let member = |id: &u64| Member { id: *id, name: format!("m{id}"), ..Member::default() };
     let put = put.iter().map(member).collect();
-    Op::MembersChange(MembersChange { put, remove: remove.to_vec(), ..MembersChange::default() })
+    Op::MembersChange(MembersChange { put, remove: remove.to_vec() })
 }
 
 fn publish(id: u64) -> Op {

@@ -132,7 +132,9 @@ mod tests {
 
     fn start() -> (Watchdog, Receiver<&'static str>) {
         let (told, tell) = channel();
-        let end = move |doing| drop(told.send(doing));
+        let end = move |doing| {
+            let _ = told.send(doing);
+        };
         (Watchdog::start(MOST, end).expect("a thread starts"), tell)
     }
 
