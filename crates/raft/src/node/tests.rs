@@ -1,0 +1,214 @@
+//! Tests of the member as a whole that need its inside: short logs, ends that are forced.
+
+use kelson_api::etcdserverpb::{PutRequest, RangeRequest};
+
+use super::*;
+
+/// With more voters a barrier takes a round through consensus; here it finds that this member
+/// still is a quorum.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn barriers_by_rounds() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let config = NodeConfig::with_defaults(dir.path().join("data"));
+    let (node, reader) = Node::start(config).await.expect("first start");
+    let progress = &node.inner.progress;
+    assert!(progress.reads_are_local());
+    progress.set_membership(&openraft::Membership::default());
+    assert!(!progress.reads_are_local());
+    let put = PutRequest { key: "key".into(), ..PutRequest::default() };
+    node.propose(Op::Put(put)).await.expect("proposed").result.expect("a put");
+    let waiting: Vec<_> = (0..100)
+        .map(|_| {
+            let node = node.clone();
+            tokio::spawn(async move { node.read_barrier().await })
+        })
+        .collect();
+    for barrier in waiting {
+        let index = barrier.await.expect("no reader panics").expect("confirmed");
+        assert!(index <= reader.applied().index && index >= 3, "{index}");
+    }
+    let other = node.clone();
+    node.shutdown().await;
+    assert_eq!(other.read_barrier().await, Err(Error::Stopped));
+}
+
+/// Tells the child process of the test below where to run.
+const ABORTING: &str = "KELSON_TEST_ABORTING";
+
+/// Consensus that ends by itself takes the process with it: seen from outside, in a child.
+#[test]
+fn the_process_ends_with_consensus() {
+    use std::os::unix::process::ExitStatusExt;
+    if let Ok(dir) = std::env::var(ABORTING) {
+        return end_consensus(dir.as_ref());
+    }
+    let dir = tempfile::tempdir().expect("make a directory");
+    let program = std::env::current_exe().expect("a test knows its program");
+    let child = std::process::Command::new(program)
+        .args(["--exact", "node::tests::the_process_ends_with_consensus"])
+        .env(ABORTING, dir.path())
+        .output()
+        .expect("run the child");
+    assert_eq!(child.status.signal(), Some(6), "not aborted: {child:?}");
+    // What was acknowledged before is there.
+    let runtime = tokio::runtime::Runtime::new().expect("make a runtime");
+    runtime.block_on(async {
+        let config = NodeConfig::with_defaults(dir.path());
+        let (node, reader) = Node::start(config).await.expect("restart");
+        assert_eq!(reader.revision(), 2);
+        node.shutdown().await;
+    });
+}
+
+fn end_consensus(dir: &std::path::Path) {
+    let runtime = tokio::runtime::Runtime::new().expect("make a runtime");
+    runtime.block_on(async {
+        let (node, _) = Node::start(NodeConfig::with_defaults(dir)).await.expect("start");
+        let put = PutRequest { key: "key".into(), ..PutRequest::default() };
+        node.propose(Op::Put(put)).await.expect("proposed").result.expect("a put");
+        node.inner.raft.shutdown().await.expect("consensus ends");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    });
+}
+
+/// Serves a member to its peers until the test ends.
+fn serve(node: &Node, listener: tokio::net::TcpListener) {
+    let server = tonic::transport::Server::builder().add_routes(node.peer_routes());
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    tokio::spawn(server.serve_with_incoming(incoming));
+}
+
+async fn bind() -> (tokio::net::TcpListener, String) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    (listener, url)
+}
+
+fn count(reader: &Reader) -> i64 {
+    let request = RangeRequest {
+        key: "\0".into(),
+        range_end: "\0".into(),
+        count_only: true,
+        ..RangeRequest::default()
+    };
+    reader.range(&request).expect("reads the newest revision").0.count
+}
+
+/// A new member gets what the log no longer has, restarts from it, and goes on with the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_brings_a_new_member() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let retention = Retention {
+        look: Duration::from_millis(20),
+        keep_bytes: 1,
+        keep_bytes_max: u64::MAX,
+        step_entries: 10,
+        catch_up_entries: 20,
+    };
+    let (listener, url) = bind().await;
+    let first = NodeConfig {
+        initial_cluster: vec![("default".into(), vec![url.clone()])],
+        advertise_peer_urls: vec![url],
+        ..NodeConfig::with_defaults(dir.path().join("a"))
+    };
+    let started = Node::start_with(first.clone(), retention).await;
+    let (node, reader) = started.expect("first start");
+    serve(&node, listener);
+    let put = async |key: String| {
+        let put = PutRequest {
+            key: key.into(),
+            // The log is measured in marks of a megabyte.
+            value: vec![0; 20_000].into(),
+            ..PutRequest::default()
+        };
+        node.propose(Op::Put(put)).await.expect("proposed").result.expect("a put");
+    };
+    for i in 0..300 {
+        put(format!("key{i}")).await;
+    }
+    let purging = async {
+        while node.log().first_index() < 100 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), purging).await.expect("the log is purged");
+
+    let (listener, url) = bind().await;
+    let add = MemberChange::Add { peer_urls: vec![url.clone()], is_learner: false };
+    let id = node.change_members(add).await.expect("added");
+    let mut cluster = first.initial_cluster.clone();
+    cluster.push(("b".into(), vec![url.clone()]));
+    let second = NodeConfig {
+        name: "b".into(),
+        initial_cluster: cluster,
+        advertise_peer_urls: vec![url.clone()],
+        initial_state_existing: true,
+        ..NodeConfig::with_defaults(dir.path().join("b"))
+    };
+    let (joined, copy) = Node::start(second.clone()).await.expect("join");
+    serve(&joined, listener);
+    let within = Duration::from_secs(60);
+    tokio::time::timeout(within, joined.ready()).await.expect("in time").expect("ready");
+    assert_eq!((count(&copy), copy.revision()), (300, 301));
+    assert!(joined.log().first_index() > 100, "its log begins behind the snapshot");
+    let voting = async {
+        while !node.voters().contains(&id) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(within, voting).await.expect("it gets its vote");
+    put("both".into()).await;
+    let hash = |reader: &Reader| reader.hash_kv(0).expect("hashes").hash;
+    tokio::time::timeout(within, joined.ready()).await.expect("in time").expect("ready");
+    assert_eq!(hash(&reader), hash(&copy));
+    assert_eq!(copy.chain_at(copy.applied().index), reader.chain_at(copy.applied().index));
+    joined.shutdown().await;
+
+    let (again, copy) = Node::start(second).await.expect("restart");
+    assert_eq!(count(&copy), 301);
+    again.shutdown().await;
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purged_log_restarts() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let config = NodeConfig::with_defaults(dir.path().join("data"));
+    let retention = Retention {
+        look: Duration::from_millis(20),
+        keep_bytes: 1,
+        keep_bytes_max: u64::MAX,
+        step_entries: 10,
+        catch_up_entries: 20,
+    };
+    let (node, _) = Node::start_with(config.clone(), retention).await.expect("first start");
+    let last = 300;
+    for i in 0..last {
+        let put = PutRequest {
+            key: format!("key{i}").into(),
+            // The log is measured in marks of a megabyte.
+            value: vec![0; 20_000].into(),
+            ..PutRequest::default()
+        };
+        node.propose(Op::Put(put)).await.expect("proposed").result.expect("a put");
+    }
+    let purging = async {
+        while node.log().first_index() < 100 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), purging).await.expect("the log is purged");
+    let kept = node.log().last_id().index - node.log().first_index();
+    assert!(kept >= 20, "{kept} entries are kept for slow members");
+    node.shutdown().await;
+
+    let (node, reader) = Node::start(config).await.expect("restart");
+    assert!(node.inner.progress.reads_are_local());
+    for i in 0..last {
+        let key = format!("key{i}").into();
+        let request = RangeRequest { key, count_only: true, ..RangeRequest::default() };
+        let (response, _) = reader.range(&request).expect("reads the newest revision");
+        assert_eq!(response.count, 1, "key{i}");
+    }
+    node.shutdown().await;
+}
