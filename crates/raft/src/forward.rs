@@ -50,9 +50,8 @@ impl Forwarder {
                 Outcome::Busy => Forwarded::Busy,
                 Outcome::Unknown => Forwarded::Unknown,
             },
-            // Refused at the door, or never at it.
-            Err(status) if never_sent(&status) || is_refusal(&status) => Forwarded::Refused,
-            Err(_) => Forwarded::Unknown,
+            Err(Failure::NotDone) => Forwarded::Refused,
+            Err(Failure::Unknown) => Forwarded::Unknown,
         }
     }
 
@@ -83,8 +82,8 @@ impl Forwarder {
                 let known = Error::ALL.iter().find(|error| error.text() == reply.error);
                 Err(known.copied().unwrap_or(Error::Timeout))
             }
-            Err(status) if never_sent(&status) || is_refusal(&status) => Err(Error::NotLeader),
-            Err(_) => Err(Error::Timeout),
+            Err(Failure::NotDone) => Err(Error::NotLeader),
+            Err(Failure::Unknown) => Err(Error::Timeout),
         }
     }
 
@@ -92,11 +91,26 @@ impl Forwarder {
         &self,
         link: &Link,
         call: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, Status> {
+    ) -> Result<T, Failure> {
         let late = || Err(Status::deadline_exceeded("the leader did not answer in time"));
         let answer = tokio::time::timeout(self.timeout, call).await.unwrap_or_else(|_| late());
-        self.peers.check_answer(link, answer)
+        // Judged by what the other side said, before this side judges the other: an answer that is
+        // not believed does not mean that nothing was done.
+        let failure = match &answer {
+            Err(status) if never_sent(status) || is_refusal(status) => Failure::NotDone,
+            _ => Failure::Unknown,
+        };
+        self.peers.check_answer(link, answer).map_err(|_| failure)
     }
+}
+
+/// What a call without an answer amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// Refused at the door, or never at it.
+    NotDone,
+    /// It may have been done, or may be done yet.
+    Unknown,
 }
 
 /// The receiver refused to listen, so it did nothing.
