@@ -51,6 +51,15 @@ fn lints() -> Result<(), String> {
 }
 
 fn cargo(args: &[&str]) -> Result<(), String> {
-    let binary = root().join("target/release/kelson");
-    run_command(Command::new("cargo").args(args).env("KELSON_BIN", binary))
+    let mut command = Command::new("cargo");
+    command.args(args).env("KELSON_BIN", root().join("target/release/kelson"));
+    // What cargo tells this program of its own package would make build scripts of others run again,
+    // here and at the next call by hand.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    run_command(&mut command)
 }
