@@ -1,5 +1,6 @@
 //! A running member: opens log and state, starts consensus and its few tasks, and is what the
 //! server talks to. It contains no policy of its own; each part is in the module of its name.
+//! Over 600 lines, because it is one door: most of them document what a caller may rely on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -242,6 +242,11 @@ pub(crate) async fn receive(
             "the snapshot is not of the position that it was said to be",
         ));
     }
+    // Consensus goes by the header, later starts by the state: they must not differ.
+    let said = (wire::storage_position(header.membership_at.as_ref()), header.membership);
+    if received.membership() != Some(said) {
+        return Err(Status::data_loss("the snapshot has other members than it was said to have"));
+    }
     tracing::info!(index = applied.index, took = ?begun.elapsed(), "received database snapshot");
     let meta = SnapshotMeta {
         last_log_id: raft_log_id(applied),

@@ -1,6 +1,7 @@
 //! The load of a soak: writers with keys of their own, leased events, compactions, old reads, lists,
 //! watchers, snapshot streams and hashes. Each task waits for one answer before it asks again, so what
 //! is in flight is bounded by the number of tasks. The first wrong or missing answer ends the soak.
+//! Over 600 lines, because every kind of load shares one set of bounds and counts.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
