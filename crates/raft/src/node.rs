@@ -41,6 +41,8 @@ use crate::{codec, force, purge, stall, status};
 
 /// Pause between two attempts of a starting member to find a leader.
 const READY_RETRY: Duration = Duration::from_millis(50);
+/// Pause between two requests to a member to take over leadership.
+const TRANSFER_RETRY: Duration = Duration::from_millis(30);
 
 /// A member of a cluster. Clones are handles to the same member.
 #[derive(Clone)]
@@ -335,13 +337,21 @@ impl Node {
         if target == inner.member_id {
             return Ok(());
         }
-        inner.raft.trigger().transfer_leader(target).await.map_err(|_| Error::Stopped)?;
+        let deadline = tokio::time::Instant::now() + inner.election;
         let mut status = inner.status.clone();
-        let led = status.wait_for(|status| status.leader == Some(target));
-        match tokio::time::timeout(inner.election, led).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(Error::Stopped),
-            Err(_) => Err(Error::TimeoutLeaderTransfer),
+        loop {
+            // The first call stops new entries; the target ignores every call until it has all that
+            // were there before.
+            inner.raft.trigger().transfer_leader(target).await.map_err(|_| Error::Stopped)?;
+            let led = status.wait_for(|status| status.leader == Some(target));
+            match tokio::time::timeout(TRANSFER_RETRY, led).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(_)) => return Err(Error::Stopped),
+                Err(_) if tokio::time::Instant::now() >= deadline => {
+                    return Err(Error::TimeoutLeaderTransfer);
+                }
+                Err(_) => {}
+            }
         }
     }
 

@@ -500,8 +500,11 @@ async fn hand_over(app: &App) {
     }
     let matched = app.node.matched();
     let others = app.node.voters().into_iter().filter(|id| *id != status.member_id);
-    let mut others: Vec<u64> = others.filter(|id| app.probes.active_since(*id).is_some()).collect();
+    let mut others: Vec<u64> = others.filter(|id| app.node.active_since(*id).is_some()).collect();
     others.sort_by_key(|id| std::cmp::Reverse(matched.get(id).copied().unwrap_or(0)));
+    if others.is_empty() && app.node.voters().len() > 1 {
+        tracing::warn!("leadership transfer failed: no other voter answers");
+    }
     for target in others {
         let target_id = format!("{target:x}");
         match app.node.move_leader(target).await {
