@@ -42,7 +42,7 @@ impl Options {
             compaction_sleep: Duration::from_millis(10),
             slow_apply: Duration::from_millis(100),
             recent_bytes: 64 << 20,
-            sled_cache_bytes: 32 << 20,
+            sled_cache_bytes: 16 << 20,
             log_purged: LogId::default(),
         }
     }

@@ -239,7 +239,9 @@ fn a_newer_state_is_refused_and_left_alone() {
 fn defragmentation_keeps_everything_and_gives_space_back() {
     let temp = tempfile::tempdir().unwrap();
     drop(DataDir::open(temp.path()).unwrap());
-    let options = options(temp.path());
+    let mut options = options(temp.path());
+    // A reopening gives space back too, and would leave nothing to be rewritten.
+    options.sled_cache_bytes = 1 << 30;
     let (mut store, reader) = open(&options).unwrap();
     let current = || fs::read_to_string(temp.path().join("member/state/CURRENT")).unwrap();
     let first = current();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{CHECKPOINT_SAMPLES, CutRequest, DurableLog, PersistConfig, Shared, Signals, Slice};
-use super::{Start, cost, die};
+use super::{Place, Start, cost, die};
 use crate::chain::Chain;
 use crate::engine::watchdog::Watchdog;
 use crate::engine::{Backend, EngineError};
@@ -28,6 +28,13 @@ const ROW_COST: u64 = 64;
 /// Part of the files that may be held in memory before the database is opened anew, since opening
 /// takes time in proportion to the files.
 const HELD_PART: u64 = 16;
+
+/// Pause after the last checkpoint after which a writer without work gives memory back.
+const REST: Duration = Duration::from_secs(1);
+/// Share of the cache's bound that is worth a reopening when there is nothing else to do ...
+const REST_PART: u64 = 2;
+/// ... if it is this part of the files, too.
+const REST_HELD_PART: u64 = 64;
 
 /// The thread's own things.
 pub(super) struct Writer<D> {
@@ -49,12 +56,16 @@ pub(super) struct Writer<D> {
     dirty_since: Option<Instant>,
     /// About how much the database holds in memory for writes since it was opened.
     held_bytes: u64,
+    /// Held memory from which a pause is looked at again.
+    rest_from: u64,
 }
 
 /// What the queue asks for next.
 enum Task {
     Deltas(Vec<Delta>),
     Slice(Slice),
+    /// Nothing, for a while.
+    Rest,
     Cut(CutRequest),
     Checkpoint,
     Rewrite(Vec<std::sync::mpsc::SyncSender<Result<bool, Fatal>>>),
@@ -83,6 +94,7 @@ impl<D: DurableLog> Writer<D> {
             dirty_bytes: 0,
             dirty_since: None,
             held_bytes: 0,
+            rest_from: 0,
         }
     }
 
@@ -101,6 +113,7 @@ impl<D: DurableLog> Writer<D> {
         loop {
             self.reopen_if_due()?;
             match self.next() {
+                Task::Rest => self.rest()?,
                 Task::Deltas(deltas) => {
                     let last = deltas.last().map_or(0, |delta| delta.id.index);
                     if !self.durable.wait_for(last) {
@@ -183,6 +196,11 @@ impl<D: DurableLog> Writer<D> {
                     self.shared
                         .work
                         .wait_until(&mut queue, since + self.config.checkpoint_interval);
+                }
+                None if self.is_worth_a_rest() => {
+                    if self.shared.work.wait_for(&mut queue, REST).timed_out() {
+                        return Task::Rest;
+                    }
                 }
                 None => self.shared.work.wait(&mut queue),
             }
@@ -345,12 +363,38 @@ impl<D: DurableLog> Writer<D> {
         if self.dirty_since.is_some() || self.held_bytes < place.cache_bytes {
             return Ok(());
         }
-        let cache_bytes = place.cache_bytes;
         let dir = self.shared.generation_dir.lock().clone();
         let Some(dir) = dir else { return Ok(()) };
         if self.held_bytes < crate::disk::used_bytes(&dir) / HELD_PART {
             return Ok(());
         }
+        self.reopen()
+    }
+
+    fn is_worth_a_rest(&self) -> bool {
+        let place = self.config.place.as_ref();
+        let least = |place: &Place| (place.cache_bytes / REST_PART).max(self.rest_from).max(1);
+        place.is_some_and(|place| self.held_bytes >= least(place))
+    }
+
+    /// Uses a pause to give memory back.
+    fn rest(&mut self) -> Result<(), EngineError> {
+        let dir = self.shared.generation_dir.lock().clone();
+        let files = dir.as_deref().map_or(0, crate::disk::used_bytes);
+        if self.held_bytes < files / REST_HELD_PART {
+            // Not before there is more: the files are not measured again for the same answer.
+            self.rest_from = files / REST_HELD_PART;
+            return Ok(());
+        }
+        self.reopen()
+    }
+
+    /// As above, whatever is held.
+    fn reopen(&mut self) -> Result<(), EngineError> {
+        let Some(place) = &self.config.place else { return Ok(()) };
+        let cache_bytes = place.cache_bytes;
+        let dir = self.shared.generation_dir.lock().clone();
+        let Some(dir) = dir else { return Ok(()) };
         let begun = Instant::now();
         let give = self.shared.reads.pause();
         if let Some(old) = self.backend.take() {
@@ -360,6 +404,7 @@ impl<D: DurableLog> Writer<D> {
         // A reader that is gone leaves with the process.
         let _ = give.send(Some(fresh.reader()));
         self.backend = Some(fresh);
+        self.rest_from = 0;
         tracing::debug!(held_bytes = self.held_bytes, took = ?begun.elapsed(), "opened the state anew");
         self.held_bytes = 0;
         Ok(())
