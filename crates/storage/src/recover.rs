@@ -30,6 +30,8 @@ use crate::types::{Fatal, LeaseRow, LogId, Row};
 const MAGIC: &str = "kelson state 1";
 /// Rows handed over at a time while reading everything back.
 const CHUNK_ROWS: usize = 1024;
+/// ... or this many bytes of them, so that large rows do not fill the memory.
+const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks between the reading thread and the one that builds the index.
 const CHUNKS_AHEAD: usize = 8;
 /// Longest silence of the database while it is read. It spins for ever on some kinds of damage.
@@ -377,11 +379,12 @@ fn listen(
 /// Reads and checks every pair.
 fn read_all(mut backend: Box<dyn Backend>, out: &SyncSender<Message>) -> Message {
     let (mut tables, mut tally) = (Tables::default(), Tally::default());
-    let mut rows = Vec::with_capacity(CHUNK_ROWS);
+    let (mut rows, mut bytes) = (Vec::with_capacity(CHUNK_ROWS), 0);
     let mut bad = None;
     let scanned = backend.scan_all(&mut |key, value| {
         let taken = if keys::is_row(&key) {
             tally.add(&key, &value);
+            bytes += value.len();
             keys::decode_row(&key, value).map(|row| rows.push(row))
         } else {
             tables.take(&key, &value)
@@ -390,7 +393,8 @@ fn read_all(mut backend: Box<dyn Backend>, out: &SyncSender<Message>) -> Message
             bad = Some(format!("{malformed} at key {key:02x?}"));
             return false;
         }
-        if rows.len() == CHUNK_ROWS {
+        if rows.len() == CHUNK_ROWS || bytes >= CHUNK_BYTES {
+            bytes = 0;
             let chunk = std::mem::replace(&mut rows, Vec::with_capacity(CHUNK_ROWS));
             return out.send(Message::Rows(chunk)).is_ok();
         }
