@@ -33,15 +33,23 @@ const (
 	patience = 90 * time.Second
 )
 
-// world is one store and one kube-apiserver on loopback.
+// member is one process of the store.
+type member struct {
+	name     string
+	port     int
+	peerPort int
+	process  *process
+	// client speaks to this member only.
+	client *clientv3.Client
+}
+
+// world is one store of one or more members and one kube-apiserver on loopback.
 type world struct {
 	pki          *pki
 	dir          string
-	storePort    int
-	peerPort     int
 	apiPort      int
 	secondPort   int
-	store        *process
+	members      []*member
 	apiserver    *process
 	second       *process
 	storeBinary  string
@@ -53,33 +61,49 @@ type world struct {
 	etcd    *clientv3.Client
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, members int) *world {
 	t.Helper()
 	dir := t.TempDir()
-	ports := freePorts(t, 4)
+	ports := freePorts(t, 2+2*members)
 	w := &world{
-		pki: newPKI(t, dir), dir: dir,
-		storePort: ports[0], peerPort: ports[1], apiPort: ports[2], secondPort: ports[3],
+		pki: newPKI(t, dir), dir: dir, apiPort: ports[0], secondPort: ports[1],
 		storeBinary:  binary(t, "KELSON_BIN", "../../target/release/kelson"),
 		apiserverBin: binary(t, "KUBE_APISERVER_BIN", ""),
 	}
+	for i := range members {
+		w.members = append(w.members, &member{
+			name: fmt.Sprintf("kube-test-%d", i), port: ports[2+2*i], peerPort: ports[3+2*i],
+		})
+	}
 	t.Cleanup(func() { w.stop(t) })
-	w.startStore(t)
-	etcd, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{w.storeURL()}, TLS: w.pki.clientTLS(t, true),
-		DialTimeout: 10 * time.Second, Logger: zap.NewNop(),
-	})
-	must(t, err, "connect to the store")
-	w.etcd = etcd
+	for _, m := range w.members {
+		must(t, w.startMember(m), "start "+m.name)
+	}
+	for _, m := range w.members {
+		m.client = w.connect(t, m.url())
+	}
+	w.etcd = w.connect(t, w.storeURLs()...)
 	w.waitStore(t)
 	w.startAPIServer(t)
 	w.config = w.configFor(w.apiPort)
+	var err error
 	w.clients, err = kubernetes.NewForConfig(w.config)
 	must(t, err, "make the typed client")
 	w.dynamic, err = dynamic.NewForConfig(w.config)
 	must(t, err, "make the dynamic client")
 	w.waitAPIServer(t)
 	return w
+}
+
+func (w *world) connect(t *testing.T, endpoints ...string) *clientv3.Client {
+	t.Helper()
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: endpoints, TLS: w.pki.clientTLS(t, true),
+		DialTimeout: 10 * time.Second, Logger: zap.NewNop(),
+	})
+	must(t, err, "connect to the store")
+	t.Cleanup(func() { client.Close() })
+	return client
 }
 
 func (w *world) configFor(port int) *rest.Config {
@@ -110,32 +134,47 @@ func binary(t *testing.T, variable, fallback string) string {
 	return absolute
 }
 
-func (w *world) storeURL() string { return fmt.Sprintf("https://127.0.0.1:%d", w.storePort) }
+func (m *member) url() string     { return fmt.Sprintf("https://127.0.0.1:%d", m.port) }
+func (m *member) peerURL() string { return fmt.Sprintf("http://127.0.0.1:%d", m.peerPort) }
 
-func (w *world) startStore(t *testing.T) {
-	t.Helper()
-	peer := fmt.Sprintf("http://127.0.0.1:%d", w.peerPort)
-	w.store = start(t, filepath.Join(w.dir, "store.log"), w.storeBinary,
-		"--name=kube-test",
-		"--data-dir="+filepath.Join(w.dir, "store"),
-		"--listen-client-urls="+w.storeURL(),
-		"--advertise-client-urls="+w.storeURL(),
-		"--listen-peer-urls="+peer,
-		"--initial-advertise-peer-urls="+peer,
-		"--initial-cluster=kube-test="+peer,
+func (w *world) storeURLs() []string {
+	var urls []string
+	for _, m := range w.members {
+		urls = append(urls, m.url())
+	}
+	return urls
+}
+
+// startMember starts a member, again if it ran before. Any goroutine may call it.
+func (w *world) startMember(m *member) (err error) {
+	var cluster []string
+	for _, other := range w.members {
+		cluster = append(cluster, other.name+"="+other.peerURL())
+	}
+	m.process, err = launch(filepath.Join(w.dir, m.name+".log"), w.storeBinary,
+		"--name="+m.name,
+		"--data-dir="+filepath.Join(w.dir, m.name),
+		"--listen-client-urls="+m.url(),
+		"--advertise-client-urls="+m.url(),
+		"--listen-peer-urls="+m.peerURL(),
+		"--initial-advertise-peer-urls="+m.peerURL(),
+		"--initial-cluster="+strings.Join(cluster, ","),
 		"--cert-file="+w.pki.storeServer.certFile,
 		"--key-file="+w.pki.storeServer.keyFile,
 		"--trusted-ca-file="+w.pki.caFile,
 		"--client-cert-auth=true",
 		"--watch-progress-notify-interval=5s",
 	)
+	return err
 }
 
 func (w *world) waitStore(t *testing.T) {
 	t.Helper()
 	eventually(t, "the store answers", func(ctx context.Context) error {
-		if !w.store.running() {
-			t.Fatalf("the store ended; its log ends with:\n%s", w.store.logTail())
+		for _, m := range w.members {
+			if !m.process.running() {
+				t.Fatalf("%s ended; its log ends with:\n%s", m.name, m.process.logTail())
+			}
 		}
 		_, err := w.etcd.Get(ctx, "/registry/health")
 		return err
@@ -153,7 +192,7 @@ func (w *world) launchAPIServer(t *testing.T, log string, port int, address stri
 	line := adminToken + ",admin,admin-uid,system:masters\n"
 	must(t, os.WriteFile(tokens, []byte(line), 0o600), "write the token file")
 	return start(t, filepath.Join(w.dir, log), w.apiserverBin,
-		"--etcd-servers="+w.storeURL(),
+		"--etcd-servers="+strings.Join(w.storeURLs(), ","),
 		"--etcd-cafile="+w.pki.caFile,
 		"--etcd-certfile="+w.pki.storeClient.certFile,
 		"--etcd-keyfile="+w.pki.storeClient.keyFile,
@@ -208,10 +247,11 @@ func (w *world) waitReady(t *testing.T, server *process, port int) {
 }
 
 func (w *world) stop(t *testing.T) {
-	if w.etcd != nil {
-		w.etcd.Close()
+	processes := []*process{w.second, w.apiserver}
+	for _, m := range w.members {
+		processes = append(processes, m.process)
 	}
-	for _, p := range []*process{w.second, w.apiserver, w.store} {
+	for _, p := range processes {
 		if p != nil {
 			p.kill()
 			if t.Failed() {
@@ -231,20 +271,30 @@ type process struct {
 
 func start(t *testing.T, logPath, program string, args ...string) *process {
 	t.Helper()
+	p, err := launch(logPath, program, args...)
+	must(t, err, "start "+program)
+	return p
+}
+
+func launch(logPath, program string, args ...string) (*process, error) {
 	logFile, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	must(t, err, "open "+logPath)
+	if err != nil {
+		return nil, err
+	}
 	defer logFile.Close()
 	command := exec.Command(program, args...)
 	command.Stdout, command.Stderr = logFile, logFile
 	// The child must not outlive a test that is killed.
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	must(t, command.Start(), "start "+program)
+	if err := command.Start(); err != nil {
+		return nil, err
+	}
 	p := &process{program: program, logPath: logPath, command: command, done: make(chan struct{})}
 	go func() {
 		_ = command.Wait()
 		close(p.done)
 	}()
-	return p
+	return p, nil
 }
 
 func (p *process) running() bool {
@@ -265,11 +315,18 @@ func (p *process) kill() {
 // terminate asks politely and fails the test if that does not end the process.
 func (p *process) terminate(t *testing.T) {
 	t.Helper()
-	must(t, p.command.Process.Signal(syscall.SIGTERM), "signal "+p.program)
+	must(t, p.end(), "end "+p.program)
+}
+
+func (p *process) end() error {
+	if err := p.command.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
 	select {
 	case <-p.done:
+		return nil
 	case <-time.After(patience):
-		t.Fatalf("%s did not end after SIGTERM", p.program)
+		return fmt.Errorf("it runs on %v after SIGTERM", patience)
 	}
 }
 

@@ -30,11 +30,8 @@ import (
 
 // The steps share one cluster and build on each other's objects, so they run in this order.
 func TestKube(t *testing.T) {
-	w := newWorld(t)
-	steps := []struct {
-		name string
-		run  func(*testing.T, *world)
-	}{
+	w := newWorld(t, 1)
+	runSteps(t, w, []step{
 		{"StrangersAreRefused", strangersAreRefused},
 		{"Namespaces", namespaces},
 		{"MasterLease", masterLease},
@@ -55,7 +52,15 @@ func TestKube(t *testing.T) {
 		{"TwoAPIServers", twoAPIServers},
 		{"DeleteCollection", deleteCollection},
 		{"MasterLeaseExpires", masterLeaseExpires},
-	}
+	})
+}
+
+type step struct {
+	name string
+	run  func(*testing.T, *world)
+}
+
+func runSteps(t *testing.T, w *world, steps []step) {
 	for _, step := range steps {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, w) }) {
 			t.Fatalf("%s failed; later steps need its state", step.name)
@@ -73,7 +78,7 @@ func background() context.Context { return context.Background() }
 // Client certificates are demanded: TLS alone must not be enough.
 func strangersAreRefused(t *testing.T, w *world) {
 	client, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{w.storeURL()}, TLS: w.pki.clientTLS(t, false), Logger: zap.NewNop(),
+		Endpoints: w.storeURLs(), TLS: w.pki.clientTLS(t, false), Logger: zap.NewNop(),
 	})
 	must(t, err, "make a client without a certificate")
 	defer client.Close()

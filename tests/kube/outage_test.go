@@ -201,8 +201,8 @@ func storeCrash(t *testing.T, w *world) {
 			}
 			return nil
 		})
-		w.store.kill()
-		w.startStore(t)
+		w.members[0].process.kill()
+		must(t, w.startMember(w.members[0]), "start the store again")
 		w.waitStore(t)
 	}
 	cancel()
@@ -282,7 +282,9 @@ func masterLeaseExpires(t *testing.T, w *world) {
 		}
 		return err
 	})
-	w.store.terminate(t)
+	for _, m := range w.members {
+		m.process.terminate(t)
+	}
 }
 
 func sameItems(t *testing.T, before, after *corev1.ConfigMapList) {

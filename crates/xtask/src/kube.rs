@@ -13,7 +13,7 @@ const MODULE_DIR: &str = "tests/kube";
 
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let mut bin = None;
-    let mut pattern = "^TestKube$".to_string();
+    let mut pattern = "^TestKube".to_string();
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         match (arg.as_str(), rest.next()) {
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     println!("kube-apiserver on {}", server.display());
     let status = Command::new("nice")
         .args(["go", "test", "-p", "2", "-trimpath", "-buildvcs=false", "-count=1", "-v"])
-        .args(["-timeout", "10m", "-run", &pattern, "."])
+        .args(["-timeout", "20m", "-run", &pattern, "."])
         .current_dir(root().join(MODULE_DIR))
         .env("KELSON_BIN", &server)
         .env("KUBE_APISERVER_BIN", &apiserver)
