@@ -2,7 +2,8 @@
 //! Prints the tables of docs/PERFORMANCE.md. It holds cargo's build locks meanwhile, so that no build
 //! disturbs a timing. Absolute numbers are this machine's; the ratio is what counts.
 //!
-//! `cargo xtask compare [put] [range] [million]`, all by default.
+//! `cargo xtask compare [put] [range] [million] [cluster]`, all by default; `cluster` is put and range on
+//! three members, with the load spread over all of them.
 
 use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream};
@@ -51,10 +52,14 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let benchmark = bin.join("benchmark");
     let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| arg == name);
     if wanted("put") {
-        loads(&pair, &benchmark, "put", &put_args)?;
+        loads(&pair, &benchmark, "put", 1, &put_args)?;
     }
     if wanted("range") {
-        loads(&pair, &benchmark, "range", &range_args)?;
+        loads(&pair, &benchmark, "range", 1, &range_args)?;
+    }
+    if wanted("cluster") {
+        loads(&pair, &benchmark, "put", 3, &put_args)?;
+        loads(&pair, &benchmark, "range", 3, &range_args)?;
     }
     if wanted("million") {
         million(&pair, &benchmark)?;
@@ -97,18 +102,22 @@ fn loads(
     pair: &[Peer; 2],
     benchmark: &Path,
     what: &str,
+    members: usize,
     args: &dyn Fn(usize) -> Vec<String>,
 ) -> Result<(), String> {
-    println!("\n| {what}, 256 B | server | ops/s | p50 ms | p99 ms | server CPU us/op |");
+    let on = if members == 1 { String::new() } else { format!(", {members} members") };
+    println!("\n| {what}, 256 B{on} | server | ops/s | p50 ms | p99 ms | server CPU us/op |");
     println!("|---|---|---|---|---|---|");
     for clients in [1, 100, 1000] {
         let mut samples: [Vec<Sample>; 2] = [Vec::new(), Vec::new()];
         for _ in 0..ROUNDS {
             for (peer, samples) in pair.iter().zip(&mut samples) {
-                let mut server = start(&peer.binary, None)?;
-                let sample = load(&server, benchmark, clients, &args(clients));
-                stop(&mut server, "-KILL");
-                let _ = fs::remove_dir_all(&server.dir);
+                let mut servers = start_members(&peer.binary, members)?;
+                let sample = load(&servers, benchmark, clients, &args(clients));
+                for server in &mut servers {
+                    stop(server, "-KILL");
+                    let _ = fs::remove_dir_all(&server.dir);
+                }
                 samples.push(sample?);
             }
         }
@@ -137,20 +146,23 @@ fn median(mut samples: Vec<Sample>) -> Sample {
 }
 
 fn load(
-    server: &Server,
+    servers: &[Server],
     benchmark: &Path,
     clients: usize,
     args: &[String],
 ) -> Result<Sample, String> {
     let conns = if clients == 1 { 1 } else { clients / 10 };
-    let before = cpu_seconds(server.child.id());
+    let all_cpu = || servers.iter().map(|server| cpu_seconds(server.child.id())).sum::<f64>();
+    let before = all_cpu();
+    let endpoints: Vec<String> =
+        servers.iter().map(|server| format!("127.0.0.1:{}", server.port)).collect();
     let output = Command::new(benchmark)
-        .arg(format!("--endpoints=127.0.0.1:{}", server.port))
+        .arg(format!("--endpoints={}", endpoints.join(",")))
         .args([format!("--conns={conns}"), format!("--clients={clients}")])
         .args(args)
         .output()
         .map_err(|e| format!("run {}: {e}", benchmark.display()))?;
-    let cpu = cpu_seconds(server.child.id()) - before;
+    let cpu = all_cpu() - before;
     let text = String::from_utf8_lossy(&output.stdout);
     let number = |before: &str, after: &str| -> Option<f64> {
         let rest = &text[text.find(before)? + before.len()..];
@@ -188,7 +200,7 @@ fn million(pair: &[Peer; 2], benchmark: &Path) -> Result<(), String> {
             .map(ToString::to_string)
             .chain(["--key-space-size=1000000".to_string(), "--total=1000000".to_string()])
             .collect();
-        load(&server, benchmark, 1000, &args)?;
+        load(std::slice::from_ref(&server), benchmark, 1000, &args)?;
         std::thread::sleep(Duration::from_secs(3));
         let loaded = rss_mib(server.child.id());
         let disk = disk_mib(&server.dir);
@@ -213,30 +225,63 @@ pub(crate) type Ports = (u16, u16);
 
 pub(crate) fn start(binary: &Path, again: Option<(PathBuf, Ports)>) -> Result<Server, String> {
     let fresh = again.is_none();
-    let (dir, (port, peer_port)) = match again {
+    let (dir, ports) = match again {
         Some(known) => known,
-        None => {
-            let dir = tempfile::Builder::new().prefix("kelson-compare-").tempdir();
-            (dir.map_err(|e| e.to_string())?.keep(), (free_port()?, free_port()?))
-        }
+        None => new_place()?,
     };
+    let server = spawn(binary, "m", dir, ports, &format!("m=http://127.0.0.1:{}", ports.1))?;
+    wait(std::slice::from_ref(&server), binary, fresh)?;
+    Ok(server)
+}
+
+/// A new cluster that serves.
+fn start_members(binary: &Path, members: usize) -> Result<Vec<Server>, String> {
+    let places = (0..members).map(|_| new_place()).collect::<Result<Vec<_>, _>>()?;
+    let named = |(at, (_, ports)): (usize, &(PathBuf, Ports))| {
+        format!("m{at}=http://127.0.0.1:{}", ports.1)
+    };
+    let cluster = places.iter().enumerate().map(named).collect::<Vec<_>>().join(",");
+    let spawned = places.into_iter().enumerate();
+    let spawned =
+        spawned.map(|(at, (dir, ports))| spawn(binary, &format!("m{at}"), dir, ports, &cluster));
+    let servers = spawned.collect::<Result<Vec<_>, _>>()?;
+    wait(&servers, binary, true)?;
+    Ok(servers)
+}
+
+fn new_place() -> Result<(PathBuf, Ports), String> {
+    let dir = tempfile::Builder::new().prefix("kelson-compare-").tempdir();
+    Ok((dir.map_err(|e| e.to_string())?.keep(), (free_port()?, free_port()?)))
+}
+
+fn spawn(
+    binary: &Path,
+    name: &str,
+    dir: PathBuf,
+    (port, peer_port): Ports,
+    cluster: &str,
+) -> Result<Server, String> {
     let client = format!("http://127.0.0.1:{port}");
     let peer = format!("http://127.0.0.1:{peer_port}");
     let child = Command::new(binary)
-        .args(["--name=m", "--log-level=error", "--quota-backend-bytes=8589934592"])
+        .args(["--log-level=error", "--quota-backend-bytes=8589934592"])
+        .arg(format!("--name={name}"))
         .arg(format!("--data-dir={}", dir.join("data").display()))
         .arg(format!("--listen-client-urls={client}"))
         .arg(format!("--advertise-client-urls={client}"))
         .arg(format!("--listen-peer-urls={peer}"))
         .arg(format!("--initial-advertise-peer-urls={peer}"))
-        .arg(format!("--initial-cluster=m={peer}"))
+        .arg(format!("--initial-cluster={cluster}"))
         .stdout(Stdio::null())
         .stderr(File::create(dir.join("log")).map_err(|e| e.to_string())?)
         .spawn()
         .map_err(|e| format!("start {}: {e}", binary.display()))?;
-    let server = Server { child, port, peer_port, dir };
+    Ok(Server { child, port, peer_port, dir })
+}
+
+fn wait(servers: &[Server], binary: &Path, fresh: bool) -> Result<(), String> {
     let deadline = Instant::now() + Duration::from_secs(180);
-    while !healthy(port) {
+    while !servers.iter().all(|server| healthy(server.port)) {
         if Instant::now() > deadline {
             return Err(format!("{} does not serve within 180 s", binary.display()));
         }
@@ -246,7 +291,7 @@ pub(crate) fn start(binary: &Path, again: Option<(PathBuf, Ports)>) -> Result<Se
         // Elections and first checkpoints are no part of a load.
         std::thread::sleep(Duration::from_millis(1500));
     }
-    Ok(server)
+    Ok(())
 }
 
 fn free_port() -> Result<u16, String> {
