@@ -31,6 +31,7 @@ mod snapshot;
 mod stall;
 mod state_machine;
 mod status;
+mod throttle;
 mod types;
 mod waiters;
 mod wire;

@@ -407,7 +407,7 @@ impl Inner {
         for (id, peer) in arrival.iter().flat_map(|arrival| &arrival.members) {
             peers.tell(*id, &peer.peer_urls);
         }
-        let transfers = Transfers::new(reader.clone());
+        let transfers = Transfers::new(reader.clone(), log.clone());
         let progress = Arc::new(Progress::new(member_id, store.applied(), log.last_id()));
         let waiters = Arc::new(Waiters::default());
         let store: SharedStore = Arc::new(Mutex::new(Some(store)));

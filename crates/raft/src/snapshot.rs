@@ -12,14 +12,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::channel::mpsc;
 use kelson_api::peer::{SnapshotHeader, SnapshotPart, SnapshotReply, snapshot_part::Part};
+use kelson_storage::log::Log;
 use kelson_storage::{LogId as Position, Reader, Received, Transfer};
 use openraft::RaftSnapshotBuilder;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tonic::{Status, Streaming};
 
 use crate::codec;
 use crate::peers::{Link, Peers, Way};
+use crate::throttle::{Fsyncs, Throttle};
 use crate::types::{Raft, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote, raft_log_id};
 use crate::wire;
 
@@ -27,8 +29,8 @@ use crate::wire;
 const AT_A_TIME: usize = 2;
 /// Chunks read ahead of the network.
 const AHEAD: usize = 4;
-/// Speed at which one snapshot is read: faster, and clients feel it. Unit: bytes per second.
-const BYTES_PER_SECOND: u64 = 48 << 20;
+/// How much less of a processor than others the threads that read and write snapshots get.
+const NICENESS: i32 = 10;
 /// Time that a receiver may take for its last step, in which it makes everything durable.
 const FINISH_TIME: Duration = Duration::from_secs(300);
 /// Time without any chunk after which a receiver gives up.
@@ -68,6 +70,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 #[derive(Clone)]
 pub(crate) struct Transfers {
     reader: Reader,
+    log: Log,
     room: Arc<Semaphore>,
     /// Position of each transfer: the log behind it must stay.
     under_way: Arc<Mutex<BTreeMap<u64, u64>>>,
@@ -87,9 +90,10 @@ impl Drop for UnderWay {
 }
 
 impl Transfers {
-    pub(crate) fn new(reader: Reader) -> Transfers {
+    pub(crate) fn new(reader: Reader, log: Log) -> Transfers {
         Transfers {
             reader,
+            log,
             room: Arc::new(Semaphore::new(AT_A_TIME)),
             under_way: Arc::default(),
             next: Arc::default(),
@@ -164,19 +168,15 @@ async fn stream_state(
     tracing::info!(index = applied.index, "sending database snapshot");
 
     let (mut parts, stream) = mpsc::channel(AHEAD);
-    let (failure, failed) = tokio::sync::oneshot::channel();
-    tokio::task::spawn_blocking(move || {
-        let fed = feed(transfer, header, &mut parts);
-        // The asking side is gone if the call was canceled.
-        drop(failure.send(fed));
-    });
+    let log = transfers.log.clone();
+    let failed = in_background(move || feed(transfer, header, &mut parts, &log))?;
     let mut client = link.snapshot();
     let answer = client.snapshot(stream).await;
     let reply = peers.check_answer(link, answer)?;
     match failed.await {
         Ok(Ok(())) => {}
         Ok(Err(text)) => return Err(Status::internal(text)),
-        Err(_) => return Err(Status::internal("the thread that reads the snapshot is gone")),
+        Err(_) => return Err(thread_is_gone()),
     }
     tracing::info!(index = applied.index, took = ?begun.elapsed(), "sent database snapshot");
     wire::vote(reply.ballot.as_ref())
@@ -196,23 +196,41 @@ fn header(transfer: &Transfer, vote: &Vote) -> Result<SnapshotPart, Status> {
     Ok(SnapshotPart { part: Some(Part::Header(header)) })
 }
 
+/// Runs work on a thread of its own that gives way to the work for clients. What the work returns is
+/// dropped if nobody asks any more.
+fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<oneshot::Receiver<T>, Status> {
+    let (sender, receiver) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("snapshot".to_owned()).spawn(move || {
+        // It works at the usual priority, too.
+        let _ = rustix::process::nice(NICENESS);
+        drop(sender.send(work()));
+    });
+    thread.map_err(|error| Status::resource_exhausted(format!("no thread: {error}")))?;
+    Ok(receiver)
+}
+
+fn thread_is_gone() -> Status {
+    Status::internal("the thread that handles the snapshot is gone")
+}
+
 /// Reads chunks and hands them to the network, no faster than allowed.
 fn feed(
     mut transfer: Transfer,
     header: SnapshotPart,
     parts: &mut mpsc::Sender<SnapshotPart>,
+    log: &Log,
 ) -> Result<(), String> {
     use futures::SinkExt;
-    let begun = Instant::now();
-    let mut sent: u64 = 0;
+    let mut throttle = Throttle::begin(Fsyncs::of(&log.stats()), Instant::now());
     let gone = |_| "the receiver closed the stream".to_owned();
     futures::executor::block_on(parts.send(header)).map_err(gone)?;
     while let Some(chunk) = transfer.next_chunk().map_err(|fatal| fatal.to_string())? {
-        sent += chunk.len() as u64;
+        let bytes = chunk.len() as u64;
         let part = SnapshotPart { part: Some(Part::Chunk(chunk)) };
         futures::executor::block_on(parts.send(part)).map_err(gone)?;
-        let due = Duration::from_micros(sent.saturating_mul(1_000_000) / BYTES_PER_SECOND);
-        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+        std::thread::sleep(throttle.sent(bytes, || Fsyncs::of(&log.stats()), Instant::now()));
     }
     Ok(())
 }
@@ -278,7 +296,7 @@ async fn write(
 ) -> Result<Received, Status> {
     let (chunks, waiting) = tokio::sync::mpsc::channel::<Bytes>(AHEAD);
     let reader = transfers.reader.clone();
-    let writer = tokio::task::spawn_blocking(move || take(&reader, waiting));
+    let writer = in_background(move || take(&reader, waiting))?;
     let mut failure = None;
     loop {
         match next_part(parts).await {
@@ -305,7 +323,7 @@ async fn write(
     }
     let late = |_| Status::deadline_exceeded("the snapshot could not be made durable in time");
     let written = tokio::time::timeout(FINISH_TIME, writer).await.map_err(late)?;
-    written.map_err(|error| Status::internal(error.to_string()))?
+    written.map_err(|_| thread_is_gone())?
 }
 
 fn take(

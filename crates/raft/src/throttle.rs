@@ -1,0 +1,127 @@
+//! How fast a snapshot is sent: as fast as the sender's own log does not feel it. Only arithmetic on
+//! what the log counts; it reads no clock and sleeps nowhere.
+
+use std::time::{Duration, Instant};
+
+use kelson_storage::log::LogStats;
+
+/// Speed at first, and bounds. Unit: bytes per second.
+const FIRST: u64 = 16 << 20;
+const SLOWEST: u64 = 4 << 20;
+const FASTEST: u64 = 96 << 20;
+/// What a time without trouble adds.
+const STEP: u64 = 2 << 20;
+/// How often it looks at the log.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The log feels it if its syncs take so many times as long as usual ...
+const SLOW_FACTOR: f64 = 2.0;
+/// ... and at least this much longer: less is noise. Unit: seconds.
+const SLOW_LEAST: f64 = 0.002;
+
+/// Syncs of the log so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Fsyncs {
+    pub(crate) count: u64,
+    pub(crate) seconds: f64,
+}
+
+impl Fsyncs {
+    pub(crate) fn of(stats: &LogStats) -> Self {
+        Self { count: stats.fsyncs, seconds: stats.fsync_seconds }
+    }
+
+    /// Mean time of a sync since an earlier look; `None` if there was none.
+    fn mean_since(self, earlier: Self) -> Option<f64> {
+        let count = self.count.checked_sub(earlier.count).filter(|count| *count > 0)?;
+        Some((self.seconds - earlier.seconds) / count as f64)
+    }
+}
+
+/// The pace of one snapshot.
+#[derive(Debug)]
+pub(crate) struct Throttle {
+    /// Bytes per second.
+    rate: u64,
+    /// When the next bytes may go.
+    due: Instant,
+    looked: Instant,
+    seen: Fsyncs,
+    /// Mean time of a sync before the snapshot. Unit: seconds.
+    usual: f64,
+}
+
+impl Throttle {
+    pub(crate) fn begin(seen: Fsyncs, now: Instant) -> Self {
+        let usual = seen.mean_since(Fsyncs::default()).unwrap_or(0.0);
+        Self { rate: FIRST, due: now, looked: now, seen, usual }
+    }
+
+    /// So many bytes were sent; returns how long to wait before the next.
+    pub(crate) fn sent(
+        &mut self,
+        bytes: u64,
+        fsyncs: impl FnOnce() -> Fsyncs,
+        now: Instant,
+    ) -> Duration {
+        if now.duration_since(self.looked) >= LOOK_EVERY {
+            let seen = fsyncs();
+            // Nothing synced: nobody writes, or a sync takes long and shows in one of the next looks.
+            let mean = seen.mean_since(self.seen).unwrap_or(0.0);
+            let is_slow = mean > (self.usual * SLOW_FACTOR).max(self.usual + SLOW_LEAST);
+            self.rate = if is_slow { self.rate / 2 } else { self.rate + STEP };
+            self.rate = self.rate.clamp(SLOWEST, FASTEST);
+            (self.looked, self.seen) = (now, seen);
+        }
+        // Time that was not used is not made up for: a burst is what clients feel.
+        let took = Duration::from_micros(bytes.saturating_mul(1_000_000) / self.rate);
+        self.due = self.due.max(now) + took;
+        self.due.duration_since(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: u64 = 1 << 20;
+
+    /// Sends for some seconds while every sync takes `seconds`; returns bytes per second of the last.
+    fn speed(throttle: &mut Throttle, now: &mut Instant, log: &mut Fsyncs, seconds: f64) -> u64 {
+        let end = *now + Duration::from_secs(8);
+        let mut last = 0;
+        while *now < end {
+            let wait = throttle.sent(CHUNK, || *log, *now);
+            *now += wait;
+            log.count += 10;
+            log.seconds += 10.0 * seconds;
+            last = (CHUNK as f64 / wait.as_secs_f64()) as u64;
+        }
+        last
+    }
+
+    #[test]
+    fn it_gives_way_and_comes_back() {
+        let mut now = Instant::now();
+        let mut log = Fsyncs { count: 1000, seconds: 1.0 };
+        let mut throttle = Throttle::begin(log, now);
+        let quiet = speed(&mut throttle, &mut now, &mut log, 0.001);
+        assert!(quiet > FASTEST * 9 / 10, "{quiet}");
+        let disturbed = speed(&mut throttle, &mut now, &mut log, 0.010);
+        assert!(disturbed < SLOWEST * 11 / 10, "{disturbed}");
+        let again = speed(&mut throttle, &mut now, &mut log, 0.001);
+        assert!(again > FASTEST / 2, "{again}");
+    }
+
+    #[test]
+    fn a_log_without_syncs_stops_nothing() {
+        let mut now = Instant::now();
+        let mut throttle = Throttle::begin(Fsyncs::default(), now);
+        for _ in 0..1000 {
+            now += throttle.sent(CHUNK, Fsyncs::default, now);
+        }
+        assert_eq!(throttle.rate, FASTEST);
+        // An overdue chunk goes at once, and no more than one.
+        now += Duration::from_secs(9);
+        assert!(throttle.sent(CHUNK, Fsyncs::default, now) > Duration::ZERO);
+    }
+}
