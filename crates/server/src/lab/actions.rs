@@ -53,6 +53,10 @@ impl Host {
                 Ok(number) => self.reply(reply, Err(format!("{} is not isolated", name(number)))),
                 Err(text) => self.reply(reply, Err(text)),
             },
+            Command::StartAll => {
+                let told = self.start_ended();
+                self.reply(reply, told);
+            }
             Command::On(action, who) => match self.find(who) {
                 Ok(number) => self.on(action, number, reply),
                 Err(text) => self.reply(reply, Err(text)),
@@ -114,6 +118,17 @@ impl Host {
         }
         member.restart = action == Action::Restart;
         member.waiting.push(reply);
+    }
+
+    fn start_ended(&mut self) -> Result<String, String> {
+        let ended = self.members.iter().filter(|(_, member)| member.process.is_none());
+        let ended: Vec<u16> = ended.map(|(number, _)| *number).collect();
+        if ended.is_empty() {
+            return Ok("all members run".to_owned());
+        }
+        let started: Result<Vec<_>, _> =
+            ended.into_iter().map(|number| self.start_again(number)).collect();
+        Ok(started?.join(", "))
     }
 
     fn start_again(&mut self, number: u16) -> Result<String, String> {

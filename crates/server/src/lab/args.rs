@@ -49,7 +49,7 @@ Commands (MEMBER is m2, 2, or the word leader):
   wait                return once all members serve and follow one leader
   kill MEMBER         end its process at once (SIGKILL)
   stop MEMBER         let it stop in order (SIGTERM)
-  start MEMBER        start it after kill or stop
+  start [MEMBER]      start it after kill or stop, or all that do not run
   restart MEMBER      stop it in order, then start it
   pause MEMBER        freeze its process (SIGSTOP)
   resume MEMBER       let it go on

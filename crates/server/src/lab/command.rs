@@ -20,6 +20,8 @@ pub(crate) enum Command {
     },
     /// End one isolation, or all.
     Heal(Option<Who>),
+    /// Start all members that do not run.
+    StartAll,
     /// Do something to one member.
     On(Action, Who),
     /// End the lab.
@@ -80,6 +82,7 @@ impl Command {
             "quit" => return alone(first, rest, Self::Quit),
             "heal" if rest.is_empty() => return Ok(Self::Heal(None)),
             "heal" => return who(first, rest).map(|who| Self::Heal(Some(who))),
+            "start" if rest.is_empty() => return Ok(Self::StartAll),
             "kill" => Action::Kill,
             "stop" => Action::Stop,
             "start" => Action::Start,
@@ -132,6 +135,8 @@ mod tests {
             ("restart 3", Command::On(Action::Restart, Who::Number(3))),
             ("pause leader", Command::On(Action::Pause, Who::Leader)),
             ("heal", Command::Heal(None)),
+            ("start", Command::StartAll),
+            ("start m2", Command::On(Action::Start, Who::Number(2))),
             ("heal m1", Command::Heal(Some(Who::Number(1)))),
             ("status --json", Command::Status { json: true }),
             ("add", Command::Add { learner: false }),
