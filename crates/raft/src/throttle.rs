@@ -5,18 +5,19 @@ use std::time::{Duration, Instant};
 
 use kelson_storage::log::LogStats;
 
-/// Speed at first, and bounds. Unit: bytes per second.
-const FIRST: u64 = 16 << 20;
+/// Speed at first, and bounds: above the upper one clients feel the processors that it takes, which
+/// the log doesn't show. Unit: bytes per second.
+const FIRST: u64 = 8 << 20;
 const SLOWEST: u64 = 4 << 20;
-const FASTEST: u64 = 96 << 20;
+const FASTEST: u64 = 24 << 20;
 /// What a time without trouble adds.
-const STEP: u64 = 2 << 20;
+const STEP: u64 = 1 << 20;
 /// How often it looks at the log.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The log feels it if its syncs take so many times as long as usual ...
-const SLOW_FACTOR: f64 = 2.0;
+const SLOW_FACTOR: f64 = 1.5;
 /// ... and at least this much longer: less is noise. Unit: seconds.
-const SLOW_LEAST: f64 = 0.002;
+const SLOW_LEAST: f64 = 0.001;
 
 /// Syncs of the log so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
