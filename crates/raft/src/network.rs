@@ -110,14 +110,11 @@ impl PeerLink {
         wire::append_result(&reply).map_err(|status| failed(&status))
     }
 
-    async fn open_stream<S>(&self, mut input: S) -> Result<AppendReplies, RPCError<TypeConfig>>
+    async fn open_stream<S>(&self, input: S) -> Result<AppendReplies, RPCError<TypeConfig>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
-        // openraft pauses after a failure only where it is asked for a request. A call to a member
-        // that is down fails before it asks, so the first request is taken before the call.
-        let first = input.next().await;
-        let input = futures::stream::iter(first).chain(input);
+        let input = begun(input).await;
         let under_way = Arc::new(AtomicU64::new(0));
         let sent = under_way.clone();
         let requests = input.map(move |request| {
@@ -135,6 +132,15 @@ impl PeerLink {
             patience: self.network.election * REPLY_ELECTIONS,
         })
     }
+}
+
+/// The same requests, once the first is there: openraft pauses after a failure only where it is asked
+/// for a request, and a call to a member that is down fails before it asks.
+async fn begun<S: Stream + Unpin>(input: S) -> impl Stream<Item = S::Item> {
+    // It may end before the first request, and must not be asked again then.
+    let mut input = input.fuse();
+    let first = input.next().await;
+    futures::stream::iter(first).chain(input)
 }
 
 /// The answering half of a stream of entries.
@@ -300,5 +306,19 @@ impl PeerLink {
         let reply = self.answered(self.network.election, call).await;
         let reply = reply.map_err(|status| failed(&status))?;
         wire::vote_response(&reply).map_err(|status| failed(&status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Such a stream panics when it is asked after its end, as openraft's does.
+    #[test]
+    fn requests_that_end_before_the_first_are_not_asked_again() {
+        let ended = Box::pin(futures::stream::unfold((), |()| async { None::<(u8, ())> }));
+        let all =
+            futures::executor::block_on(async { begun(ended).await.collect::<Vec<_>>().await });
+        assert!(all.is_empty());
     }
 }
