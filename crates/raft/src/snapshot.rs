@@ -230,7 +230,10 @@ fn feed(
         let bytes = chunk.len() as u64;
         let part = SnapshotPart { part: Some(Part::Chunk(chunk)) };
         futures::executor::block_on(parts.send(part)).map_err(gone)?;
-        std::thread::sleep(throttle.sent(bytes, || Fsyncs::of(&log.stats()), Instant::now()));
+        let asleep = Instant::now();
+        let wait = throttle.sent(bytes, || Fsyncs::of(&log.stats()), asleep);
+        std::thread::sleep(wait);
+        throttle.overslept(asleep.elapsed().saturating_sub(wait));
     }
     Ok(())
 }

@@ -1,23 +1,25 @@
-//! How fast a snapshot is sent: as fast as the sender's own log does not feel it. Only arithmetic on
-//! what the log counts; it reads no clock and sleeps nowhere.
+//! How fast a snapshot is sent: as fast as the sender's own log does not feel it, and the sender's
+//! processors have time. Only arithmetic on what the log counts and how late the sending thread wakes
+//! up; it reads no clock and sleeps nowhere.
 
 use std::time::{Duration, Instant};
 
 use kelson_storage::log::LogStats;
 
-/// Speed at first, and bounds: above the upper one clients feel the processors that it takes, which
-/// the log doesn't show. Unit: bytes per second.
+/// Speed at first, and bounds. Unit: bytes per second.
 const FIRST: u64 = 8 << 20;
-const SLOWEST: u64 = 4 << 20;
-const FASTEST: u64 = 24 << 20;
-/// What a time without trouble adds.
-const STEP: u64 = 1 << 20;
+const SLOWEST: u64 = 2 << 20;
+const FASTEST: u64 = 64 << 20;
 /// How often it looks at the log.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// What every such time without trouble adds.
+const STEP: u64 = 128 << 10;
 /// The log feels it if its syncs take so many times as long as usual ...
 const SLOW_FACTOR: f64 = 1.5;
 /// ... and at least this much longer: less is noise. Unit: seconds.
 const SLOW_LEAST: f64 = 0.001;
+/// The processors are too busy if a thread that slept wakes up so much too late.
+const LATE: Duration = Duration::from_millis(8);
 
 /// Syncs of the log so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -47,6 +49,8 @@ pub(crate) struct Throttle {
     due: Instant,
     looked: Instant,
     seen: Fsyncs,
+    /// By how much the sender woke up too late since the last look, at most.
+    late: Duration,
     /// Mean time of a sync before the snapshot. Unit: seconds.
     usual: f64,
 }
@@ -54,7 +58,12 @@ pub(crate) struct Throttle {
 impl Throttle {
     pub(crate) fn begin(seen: Fsyncs, now: Instant) -> Self {
         let usual = seen.mean_since(Fsyncs::default()).unwrap_or(0.0);
-        Self { rate: FIRST, due: now, looked: now, seen, usual }
+        Self { rate: FIRST, due: now, looked: now, seen, late: Duration::ZERO, usual }
+    }
+
+    /// The sender slept, and for so much longer than it was told.
+    pub(crate) fn overslept(&mut self, late: Duration) {
+        self.late = self.late.max(late);
     }
 
     /// So many bytes were sent; returns how long to wait before the next.
@@ -64,14 +73,17 @@ impl Throttle {
         fsyncs: impl FnOnce() -> Fsyncs,
         now: Instant,
     ) -> Duration {
-        if now.duration_since(self.looked) >= LOOK_EVERY {
+        let unseen = now.duration_since(self.looked);
+        if unseen >= LOOK_EVERY {
             let seen = fsyncs();
             // Nothing synced: nobody writes, or a sync takes long and shows in one of the next looks.
             let mean = seen.mean_since(self.seen).unwrap_or(0.0);
-            let is_slow = mean > (self.usual * SLOW_FACTOR).max(self.usual + SLOW_LEAST);
-            self.rate = if is_slow { self.rate / 2 } else { self.rate + STEP };
+            let is_slow =
+                mean > (self.usual * SLOW_FACTOR).max(self.usual + SLOW_LEAST) || self.late > LATE;
+            let step = STEP * (unseen.as_millis() / LOOK_EVERY.as_millis()) as u64;
+            self.rate = if is_slow { self.rate / 2 } else { self.rate.saturating_add(step) };
             self.rate = self.rate.clamp(SLOWEST, FASTEST);
-            (self.looked, self.seen) = (now, seen);
+            (self.looked, self.seen, self.late) = (now, seen, Duration::ZERO);
         }
         // Time that was not used is not made up for: a burst is what clients feel.
         let took = Duration::from_micros(bytes.saturating_mul(1_000_000) / self.rate);
@@ -88,7 +100,7 @@ mod tests {
 
     /// Sends for some seconds while every sync takes `seconds`; returns bytes per second of the last.
     fn speed(throttle: &mut Throttle, now: &mut Instant, log: &mut Fsyncs, seconds: f64) -> u64 {
-        let end = *now + Duration::from_secs(8);
+        let end = *now + Duration::from_secs(60);
         let mut last = 0;
         while *now < end {
             let wait = throttle.sent(CHUNK, || *log, *now);
@@ -111,13 +123,18 @@ mod tests {
         assert!(disturbed < SLOWEST * 11 / 10, "{disturbed}");
         let again = speed(&mut throttle, &mut now, &mut log, 0.001);
         assert!(again > FASTEST / 2, "{again}");
+        for _ in 0..50 {
+            throttle.overslept(LATE * 2);
+            now += throttle.sent(CHUNK, || log, now);
+        }
+        assert!(throttle.rate < SLOWEST * 2, "{}", throttle.rate);
     }
 
     #[test]
     fn a_log_without_syncs_stops_nothing() {
         let mut now = Instant::now();
         let mut throttle = Throttle::begin(Fsyncs::default(), now);
-        for _ in 0..1000 {
+        for _ in 0..4000 {
             now += throttle.sent(CHUNK, Fsyncs::default, now);
         }
         assert_eq!(throttle.rate, FASTEST);
