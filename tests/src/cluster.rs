@@ -23,9 +23,19 @@ pub struct Cluster {
     members: Vec<Member>,
 }
 
+/// What is special about where a member runs.
+#[derive(Clone, Default)]
+pub struct Place {
+    /// Its data directory, else one that goes with the cluster.
+    pub data_dir: Option<PathBuf>,
+    /// Further environment variables.
+    pub env: Vec<(&'static str, PathBuf)>,
+}
+
 struct Member {
     client_port: u16,
     peer_port: u16,
+    place: Place,
     /// How it finds the others at its first start.
     initial: Vec<String>,
     child: Option<Child>,
@@ -37,6 +47,17 @@ impl Cluster {
     pub fn start(binary: &Path, size: usize, scheme: &'static str, extra: &[String]) -> Cluster {
         let mut cluster = Cluster::of(binary, size, scheme, extra);
         let list = cluster.list(&(0..size).collect::<Vec<_>>());
+        cluster.found(&[format!("--initial-cluster={list}")]);
+        cluster
+    }
+
+    /// As [`Cluster::start`], one member at each of these places.
+    pub fn start_at(binary: &Path, places: Vec<Place>, extra: &[String]) -> Cluster {
+        let mut cluster = Cluster::of(binary, places.len(), "http", extra);
+        for (member, place) in cluster.members.iter_mut().zip(places) {
+            member.place = place;
+        }
+        let list = cluster.list(&(0..cluster.members.len()).collect::<Vec<_>>());
         cluster.found(&[format!("--initial-cluster={list}")]);
         cluster
     }
@@ -74,8 +95,8 @@ impl Cluster {
     /// Makes room for one more member: ports and a name, no process yet. Returns its index.
     pub fn reserve(&mut self) -> usize {
         let (client_port, peer_port) = (free_port(), free_port());
-        let initial = Vec::new();
-        self.members.push(Member { client_port, peer_port, initial, child: None });
+        let (place, initial) = (Place::default(), Vec::new());
+        self.members.push(Member { client_port, peer_port, place, initial, child: None });
         self.members.len() - 1
     }
 
@@ -124,7 +145,8 @@ impl Cluster {
 
     /// The data directory of a member.
     pub fn data_dir(&self, index: usize) -> PathBuf {
-        self.dir.path().join(format!("data{index}"))
+        let own = self.dir.path().join(format!("data{index}"));
+        self.members[index].place.data_dir.clone().unwrap_or(own)
     }
 
     /// The file that holds what a member logs.
@@ -152,6 +174,7 @@ impl Cluster {
             .args(&self.members[index].initial)
             .args(&self.extra)
             .args(flags)
+            .envs(self.members[index].place.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.expect("open the log file"));
@@ -162,21 +185,32 @@ impl Cluster {
 
     /// Waits until a member serves linearizable reads.
     pub fn wait_ready(&mut self, index: usize) {
-        self.wait_for(index, "/health?exclude=NOSPACE&exclude=CORRUPT");
+        self.try_ready(index).unwrap_or_else(|log| panic!("member {index}: {log}"));
     }
 
     /// Waits until this path of a member answers 200.
     pub fn wait_for(&mut self, index: usize, path: &str) {
+        self.try_wait_for(index, path).unwrap_or_else(|log| panic!("member {index}: {log}"));
+    }
+
+    /// As [`Cluster::wait_ready`]; `Err` holds the end of its log if it ended or took too long.
+    pub fn try_ready(&mut self, index: usize) -> Result<(), String> {
+        self.try_wait_for(index, "/health?exclude=NOSPACE&exclude=CORRUPT")
+    }
+
+    fn try_wait_for(&mut self, index: usize, path: &str) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
         while !http_ok(self.members[index].client_port, path) {
             let child = self.members[index].child.as_mut().expect("it was started");
             if let Some(status) = child.try_wait().expect("wait for the member") {
-                panic!("member {index} ended with {status}:\n{}", self.log_tail(index));
+                return Err(format!("it ended with {status}:\n{}", self.log_tail(index)));
             }
-            let is_late = Instant::now() >= deadline;
-            assert!(!is_late, "member {index}: no {path}:\n{}", self.log_tail(index));
+            if Instant::now() >= deadline {
+                return Err(format!("no {path}:\n{}", self.log_tail(index)));
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
+        Ok(())
     }
 
     /// SIGKILL, at once.
