@@ -103,3 +103,33 @@ pub fn available() -> bool {
     assert!(root || std::env::var_os("CI").is_none(), "power-loss tests need root in CI");
     root
 }
+
+/// Cuts power so many times: `KELSON_POWER_ROUNDS`, else this.
+pub fn rounds(usual: u64) -> u64 {
+    std::env::var("KELSON_POWER_ROUNDS")
+        .map_or(usual, |text| text.parse().expect("KELSON_POWER_ROUNDS is a number"))
+}
+
+/// Runs a test that cuts power and judges with the flags it is given; it returns how many writes were
+/// acknowledged, or the first violation. None may be found.
+pub fn nothing_is_lost(kind: Kind, test: impl FnOnce(&[String]) -> Result<usize, String>) {
+    if !available() {
+        println!("not root: no power can be cut here");
+        return;
+    }
+    // Frequent checkpoints: the cut often falls into one.
+    let acknowledged = test(&["--backend-batch-interval=50ms".to_owned()]).expect("no violation");
+    println!("{kind:?}: {acknowledged} acknowledged writes, all there");
+    assert!(acknowledged > 100, "only {acknowledged} writes were acknowledged");
+}
+
+/// As [`nothing_is_lost`], without fsync: a violation must be found, which proves that it can be.
+pub fn losses_are_found(test: impl FnOnce(&[String]) -> Result<usize, String>) {
+    if !available() {
+        println!("not root: no power can be cut here");
+        return;
+    }
+    let verdict = test(&["--unsafe-no-fsync".to_owned()]);
+    let violation = verdict.expect_err("losing unsynced writes went unnoticed");
+    println!("found as it should be: {violation}");
+}

@@ -26,7 +26,7 @@ fn run<T>(test: impl Future<Output = T>) -> T {
 }
 
 /// Who loses power in a round: a follower, the leader, the leader and a follower, both followers, all.
-fn victims(round: usize, leader: usize) -> Vec<usize> {
+fn victims(round: u64, leader: usize) -> Vec<usize> {
     let (second, third) = ((leader + 1) % MEMBERS, (leader + 2) % MEMBERS);
     match round % 5 {
         0 => vec![second],
@@ -37,7 +37,7 @@ fn victims(round: usize, leader: usize) -> Vec<usize> {
     }
 }
 
-async fn cut_and_judge(kind: Kind, rounds: usize, flags: &[String]) -> Result<usize, String> {
+async fn cut_and_judge(kind: Kind, rounds: u64, flags: &[String]) -> Result<usize, String> {
     let mut images: Vec<Image> = (0..MEMBERS).map(|_| Image::new(kind, 512)).collect();
     let places = images.iter().map(|image| {
         let data_dir = Some(image.mount_point().join("data"));
@@ -51,7 +51,7 @@ async fn cut_and_judge(kind: Kind, rounds: usize, flags: &[String]) -> Result<us
         let endpoints = (0..MEMBERS).map(|member| cluster.endpoint(member));
         let loads: Vec<Load> = endpoints.map(|endpoint| ledger.start(&endpoint, 3)).collect();
         let millis = 100 + (round.wrapping_mul(2_654_435_761) >> 7) % 1500;
-        tokio::time::sleep(Duration::from_millis(millis as u64)).await;
+        tokio::time::sleep(Duration::from_millis(millis)).await;
         victims.iter().for_each(|victim| images[*victim].cut_power());
         // Whatever is acknowledged after the cut would be a lie as well: let them try.
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -81,42 +81,21 @@ async fn cut_and_judge(kind: Kind, rounds: usize, flags: &[String]) -> Result<us
     Ok(ledger.acknowledged())
 }
 
-fn rounds() -> usize {
-    std::env::var("KELSON_POWER_ROUNDS")
-        .map_or(10, |text| text.parse().expect("KELSON_POWER_ROUNDS is a number"))
-}
-
-fn nothing_is_lost_on(kind: Kind) {
-    if !image::available() {
-        println!("not root: no power can be cut here");
-        return;
-    }
-    // Frequent checkpoints: the cut often falls into one.
-    let flags = ["--backend-batch-interval=50ms".to_owned()];
-    let acknowledged = run(cut_and_judge(kind, rounds(), &flags)).expect("no violation");
-    println!("{kind:?}: {acknowledged} acknowledged writes, all there");
-    assert!(acknowledged > 100, "only {acknowledged} writes were acknowledged");
-}
-
 #[test]
 fn nothing_acknowledged_is_lost_on_ext4() {
-    nothing_is_lost_on(Kind::Ext4);
+    let kind = Kind::Ext4;
+    image::nothing_is_lost(kind, |flags| run(cut_and_judge(kind, image::rounds(10), flags)));
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_on_xfs() {
-    nothing_is_lost_on(Kind::Xfs);
+    let kind = Kind::Xfs;
+    image::nothing_is_lost(kind, |flags| run(cut_and_judge(kind, image::rounds(10), flags)));
 }
 
 #[test]
 fn without_fsync_a_cut_finds_losses() {
-    if !image::available() {
-        println!("not root: no power can be cut here");
-        return;
-    }
-    let verdict = run(cut_and_judge(Kind::Ext4, 10, &[NO_FSYNC.to_owned()]));
-    let violation = verdict.expect_err("losing unsynced writes went unnoticed");
-    println!("found as it should be: {violation}");
+    image::losses_are_found(|flags| run(cut_and_judge(Kind::Ext4, 10, flags)));
 }
 
 /// A cluster whose members' syncs can be held, each by a file of its own.
@@ -155,7 +134,7 @@ impl Held {
     }
 
     /// Puts through each member at once; returns how many are acknowledged within the time.
-    async fn acknowledged(&self, round: usize, within: Duration) -> usize {
+    async fn acknowledged(&self, round: u64, within: Duration) -> usize {
         let puts = (0..4 * MEMBERS).map(|number| {
             let mut kv = KvClient::new(self.cluster.channel(number % MEMBERS));
             let key = format!("{round}/{number}").into();
@@ -170,7 +149,7 @@ impl Held {
     /// Waits until puts through all members are acknowledged.
     async fn recover(&self) {
         let deadline = std::time::Instant::now() + PATIENCE;
-        while self.acknowledged(usize::MAX, Duration::from_secs(5)).await < 4 * MEMBERS {
+        while self.acknowledged(u64::MAX, Duration::from_secs(5)).await < 4 * MEMBERS {
             assert!(std::time::Instant::now() < deadline, "no writes after the syncs went on");
         }
     }

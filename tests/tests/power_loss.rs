@@ -40,41 +40,19 @@ fn cut_and_judge(kind: Kind, rounds: u64, flags: &[String]) -> Result<usize, Str
     Ok(ledger.acknowledged())
 }
 
-fn rounds() -> u64 {
-    std::env::var("KELSON_POWER_ROUNDS")
-        .map_or(12, |text| text.parse().expect("KELSON_POWER_ROUNDS is a number"))
-}
-
-fn nothing_is_lost_on(kind: Kind) {
-    if !image::available() {
-        println!("not root: no power can be cut here");
-        return;
-    }
-    // Frequent checkpoints: the cut often falls into one.
-    let flags = ["--backend-batch-interval=50ms".to_string()];
-    let acknowledged = cut_and_judge(kind, rounds(), &flags).expect("no violation");
-    println!("{kind:?}: {acknowledged} acknowledged writes, all there");
-    assert!(acknowledged > 100, "only {acknowledged} writes were acknowledged");
-}
-
 #[test]
 fn nothing_acknowledged_is_lost_on_ext4() {
-    nothing_is_lost_on(Kind::Ext4);
+    let kind = Kind::Ext4;
+    image::nothing_is_lost(kind, |flags| cut_and_judge(kind, image::rounds(12), flags));
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_on_xfs() {
-    nothing_is_lost_on(Kind::Xfs);
+    let kind = Kind::Xfs;
+    image::nothing_is_lost(kind, |flags| cut_and_judge(kind, image::rounds(12), flags));
 }
 
 #[test]
 fn without_fsync_the_same_test_finds_losses() {
-    if !image::available() {
-        println!("not root: no power can be cut here");
-        return;
-    }
-    let flags = ["--unsafe-no-fsync".to_string()];
-    let verdict = cut_and_judge(Kind::Ext4, 6, &flags);
-    let violation = verdict.expect_err("losing unsynced writes went unnoticed");
-    println!("found as it should be: {violation}");
+    image::losses_are_found(|flags| cut_and_judge(Kind::Ext4, 6, flags));
 }
