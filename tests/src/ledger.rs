@@ -71,7 +71,7 @@ impl Ledger {
 
     /// Compares a running server with the ledger. `Err` names the first violation.
     pub async fn judge(&mut self, endpoint: &str) -> Result<(), String> {
-        let channel = connect(endpoint).await;
+        let channel = connect(endpoint).await?;
         let (revision, events) = history(&channel).await?;
         if revision < self.highest {
             return Err(format!("revision went back: {revision} < {}", self.highest));
@@ -114,18 +114,18 @@ pub struct Load {
     tasks: Vec<tokio::task::JoinHandle<Vec<Attempt>>>,
 }
 
-/// A channel to a server that answers.
-pub async fn connect(endpoint: &str) -> Channel {
+/// A channel to a server that answers; `Err` = it does not.
+async fn connect(endpoint: &str) -> Result<Channel, String> {
     let channel = Channel::from_shared(endpoint.to_string()).expect("a URL").connect_lazy();
     for _ in 0..200 {
         let mut kv = KvClient::new(channel.clone());
         let request = pb::RangeRequest { key: "ready".into(), ..Default::default() };
         if kv.range(request).await.is_ok() {
-            return channel;
+            return Ok(channel);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("{endpoint} does not answer within 10 s");
+    Err(format!("{endpoint} does not answer within 10 s"))
 }
 
 async fn write(

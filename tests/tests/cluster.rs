@@ -418,6 +418,65 @@ fn a_member_that_lost_its_data_is_refused() {
     });
 }
 
+/// Copies a directory of files and directories.
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir(to).expect("make a directory");
+    for entry in std::fs::read_dir(from).expect("list a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("its type").is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copy a file");
+        }
+    }
+}
+
+#[test]
+fn a_member_with_an_older_copy_of_its_data_ends_and_hurts_nobody() {
+    run(async {
+        let mut cluster = three();
+        let leader = cluster.leader().await;
+        let (victim, other) = ((leader + 1) % 3, (leader + 2) % 3);
+        let id = cluster.id(victim).await;
+        all_see_all(&cluster, &[0, 1, 2], "before").await;
+        cluster.kill(victim);
+        let copies = tempfile::tempdir().expect("a directory");
+        let copy = copies.path().join("data");
+        copy_dir(&cluster.data_dir(victim), &copy);
+        cluster.spawn(victim);
+        cluster.wait_ready(victim);
+        // The victim acknowledges these to the leader.
+        all_see_all(&cluster, &[0, 1, 2], "lost").await;
+        cluster.kill(victim);
+        std::fs::remove_dir_all(cluster.data_dir(victim)).expect("removed");
+        copy_dir(&copy, &cluster.data_dir(victim));
+        cluster.spawn(victim);
+        let status = cluster.wait_end(victim);
+        assert!(!status.success(), "{}", cluster.log_tail(victim));
+        let log = cluster.log_tail(victim);
+        assert!(log.contains("this member had its log up to"), "{log}");
+        all_see_all(&cluster, &[leader, other], "meanwhile").await;
+        assert_eq!(cluster.leader().await, leader, "{}", cluster.log_tail(leader));
+
+        // What it says brings it back.
+        let channel = cluster.channel(leader);
+        let client = || ClusterClient::new(channel.clone());
+        let remove = || async { client().member_remove(pb::MemberRemoveRequest { id }).await };
+        once_healthy(remove).await.expect("removed");
+        std::fs::remove_dir_all(cluster.data_dir(victim)).expect("removed");
+        let add = || async {
+            let peer_ur_ls = vec![cluster.peer_url(victim)];
+            client().member_add(pb::MemberAddRequest { peer_ur_ls, is_learner: false }).await
+        };
+        once_healthy(add).await.expect("added");
+        cluster.join(victim, &[leader, other]);
+        cluster.wait_for(victim, "/readyz");
+        all_see_all(&cluster, &[0, 1, 2], "after").await;
+        all_equal(&cluster, &[0, 1, 2]).await;
+    });
+}
+
 #[test]
 fn leases_live_through_any_member() {
     run(async {

@@ -102,22 +102,30 @@ impl PeerLink {
         ttl: Duration,
     ) -> AppendResult {
         let begun = Instant::now();
+        // openraft puts here what it knows the member to have.
+        if let Some(previous) = &request.prev_log_id {
+            self.link.note_matched(&request.vote, previous.index + 1);
+        }
         let mut client = self.link.control();
-        let call = client.heartbeat(wire::append_request(request));
-        let reply = self.answered(ttl, call).await;
-        self.link.note_heartbeat(reply.is_ok().then(|| begun.elapsed()));
-        let reply = reply.map_err(|status| failed(&status))?;
-        wire::append_result(&reply).map_err(|status| failed(&status))
+        let call = async {
+            let reply = client.heartbeat(wire::append_request(request)).await?;
+            let result = checked_result(&self.link, &request.vote, reply.get_ref())?;
+            Ok(reply.map(|_| result))
+        };
+        let result = self.answered(ttl, call).await;
+        self.link.note_heartbeat(result.is_ok().then(|| begun.elapsed()));
+        result.map_err(|status| failed(&status))
     }
 
     async fn open_stream<S>(&self, input: S) -> Result<AppendReplies, RPCError<TypeConfig>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
-        let input = begun(input).await;
+        let (first, rest) = begun(input).await;
+        let vote = first.as_ref().map(|request| request.vote);
         let under_way = Arc::new(AtomicU64::new(0));
         let sent = under_way.clone();
-        let requests = input.map(move |request| {
+        let requests = futures::stream::iter(first).chain(rest).map(move |request| {
             sent.fetch_add(1, Ordering::AcqRel);
             wire::append_request(&request)
         });
@@ -129,18 +137,31 @@ impl PeerLink {
             under_way,
             progress: self.network.progress.clone(),
             link: self.link.clone(),
+            vote,
             patience: self.network.election * REPLY_ELECTIONS,
         })
     }
 }
 
-/// The same requests, once the first is there: openraft pauses after a failure only where it is asked
-/// for a request, and a call to a member that is down fails before it asks.
-async fn begun<S: Stream + Unpin>(input: S) -> impl Stream<Item = S::Item> {
+/// Waits for the first request, and returns it and the others: openraft pauses after a failure only
+/// where it is asked for a request, and a call to a member that is down fails before it asks.
+async fn begun<S: Stream + Unpin>(input: S) -> (Option<S::Item>, impl Stream<Item = S::Item>) {
     // It may end before the first request, and must not be asked again then.
     let mut input = input.fuse();
-    let first = input.next().await;
-    futures::stream::iter(first).chain(input)
+    (input.next().await, input)
+}
+
+/// What a member answered the leader by that vote, unless it takes back what it said before.
+fn checked_result(
+    link: &Link,
+    vote: &Vote,
+    reply: &peer::AppendReply,
+) -> Result<StreamAppendResult<TypeConfig>, Status> {
+    let result = wire::append_result(reply)?;
+    if let Err(StreamAppendError::Conflict(at)) = &result {
+        link.check_conflict(vote, at.index + 1)?;
+    }
+    Ok(result)
 }
 
 /// The answering half of a stream of entries.
@@ -149,6 +170,8 @@ struct AppendReplies {
     under_way: Arc<AtomicU64>,
     progress: Arc<Progress>,
     link: Arc<Link>,
+    /// Of the leader that sends; `None` = there is no request.
+    vote: Option<Vote>,
     patience: Duration,
 }
 
@@ -158,7 +181,11 @@ impl AppendReplies {
         let result = self.reply().await?;
         Some(result.map_err(|status| {
             self.link.note_failure(&status);
-            RPCError::Network(NetworkError::new(&status))
+            match status.code() {
+                // It will not get better by itself.
+                tonic::Code::FailedPrecondition => failed(&status),
+                _ => RPCError::Network(NetworkError::new(&status)),
+            }
         }))
     }
 
@@ -178,10 +205,16 @@ impl AppendReplies {
             }
         };
         self.under_way.fetch_sub(1, Ordering::AcqRel);
-        self.link.note_alive();
-        let result = wire::append_result(&reply);
-        if let Ok(Ok(Some(matched))) = &result {
-            self.link.note_kept((matched.index + 1).min(self.progress.committed()));
+        let Some(vote) = &self.vote else {
+            return Some(Err(Status::internal("an answer to no request")));
+        };
+        let result = checked_result(&self.link, vote, &reply);
+        if let Ok(result) = &result {
+            self.link.note_alive();
+            if let Ok(Some(matched)) = result {
+                self.link.note_matched(vote, matched.index + 1);
+                self.link.note_kept((matched.index + 1).min(self.progress.committed()));
+            }
         }
         Some(result)
     }
@@ -250,7 +283,7 @@ impl RaftNetworkV2<TypeConfig> for PeerLink {
     async fn full_snapshot(
         &mut self,
         vote: Vote,
-        _snapshot: Snapshot,
+        snapshot: Snapshot,
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
@@ -258,7 +291,14 @@ impl RaftNetworkV2<TypeConfig> for PeerLink {
         let sending = snapshot::send(&network.transfers, &network.peers, &self.link, &vote);
         let (sending, cancel) = (pin!(sending), pin!(cancel));
         match futures::future::select(sending, cancel).await {
-            futures::future::Either::Left((Ok(vote), _)) => Ok(SnapshotResponse::new(vote)),
+            futures::future::Either::Left((Ok(answered), _)) => {
+                if answered == vote
+                    && let Some(last) = snapshot.meta.last_log_id
+                {
+                    self.link.note_matched(&vote, last.index + 1);
+                }
+                Ok(SnapshotResponse::new(answered))
+            }
             futures::future::Either::Left((Err(status), _)) => {
                 tracing::warn!(
                     "remote-peer-id" = format!("{:x}", self.target),
@@ -317,8 +357,8 @@ mod tests {
     #[test]
     fn requests_that_end_before_the_first_are_not_asked_again() {
         let ended = Box::pin(futures::stream::unfold((), |()| async { None::<(u8, ())> }));
-        let all =
-            futures::executor::block_on(async { begun(ended).await.collect::<Vec<_>>().await });
-        assert!(all.is_empty());
+        let (first, rest) = futures::executor::block_on(begun(ended));
+        assert!(first.is_none());
+        assert!(futures::executor::block_on(rest.collect::<Vec<_>>()).is_empty());
     }
 }

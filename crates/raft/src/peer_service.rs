@@ -18,11 +18,12 @@ use kelson_api::peer::{
 use kelson_storage::{Identity, Reader};
 use openraft::ReadPolicy;
 use openraft::errors::ClientWriteError;
-use openraft::raft::ClientWriteResult;
+use openraft::raft::{AppendEntriesResponse, ClientWriteResult};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::error::abort;
 use crate::membership::Members;
-use crate::peers::{MESSAGE_MAX, Peers};
+use crate::peers::{MESSAGE_MAX, Peers, lost_text};
 use crate::progress::Progress;
 use crate::proposer::Proposer;
 use crate::snapshot::{self, Transfers};
@@ -102,6 +103,11 @@ impl Peer for PeerService {
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
+        if let (AppendEntriesResponse::Conflict, Some(previous)) = (&response, previous) {
+            // A heartbeat follows what this member acknowledged to that very leader. With less it
+            // cannot be trusted to vote. etcd ends a member, too, that is told to have more.
+            abort("follow the leader", &lost_text("this member", previous.index + 1));
+        }
         let reply = wire::lone_reply(response, previous, last);
         if !matches!(reply.outcome, Some(kelson_api::peer::append_reply::Outcome::Higher(_))) {
             self.progress.note_heard();

@@ -27,6 +27,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status};
 
+use crate::types::Vote;
+
 /// Metadata of every call between members. Ids are lower-case hex.
 const CLUSTER: &str = "kelson-cluster";
 const SENDER: &str = "kelson-from";
@@ -121,6 +123,8 @@ pub(crate) struct Link {
     active_since: Mutex<Option<Instant>>,
     /// Highest index that this member said to have on disk and that was committed then.
     kept: AtomicU64,
+    /// What it said to have on disk to this member as the leader by that vote, committed or not.
+    matched: Matched,
     /// A refusal was logged and nothing has gone well since.
     is_complaining: AtomicBool,
     counters: Mutex<PeerCounters>,
@@ -154,6 +158,26 @@ pub struct PeerCounters {
     pub snapshot_send_times: Vec<Duration>,
     /// Durations of received snapshots since the counters were last taken.
     pub snapshot_receive_times: Vec<Duration>,
+}
+
+/// Up to which index a member said to have the log of the last leader it was asked about.
+#[derive(Default)]
+struct Matched(Mutex<Option<(Vote, u64)>>);
+
+impl Matched {
+    fn note(&self, vote: &Vote, index: u64) {
+        let mut matched = self.0.lock();
+        match &mut *matched {
+            Some((known, highest)) if known == vote => *highest = (*highest).max(index),
+            _ => *matched = Some((*vote, index)),
+        }
+    }
+
+    /// The index noted, if a member that does not have the entry at `index` takes it back.
+    fn contradicted(&self, vote: &Vote, index: u64) -> Option<u64> {
+        let matched = *self.0.lock();
+        matched.filter(|(known, had)| known == vote && index <= *had).map(|(_, had)| had)
+    }
 }
 
 /// Which way a snapshot goes.
@@ -254,15 +278,34 @@ impl Link {
         let text = metadata.get(LAST).and_then(|value| value.to_str().ok());
         let Some(last) = text.and_then(|text| text.parse::<u64>().ok()) else { return Ok(()) };
         let kept = self.kept.load(Ordering::Acquire);
-        if last >= kept {
-            return Ok(());
-        }
-        Err(Status::failed_precondition(format!(
-            "member {:x} had its log up to {kept} and now ends at {last}: its data directory was \
-             replaced by an older copy; remove the member and add it again with an empty directory",
-            self.id
-        )))
+        if last >= kept { Ok(()) } else { Err(self.lost(kept)) }
     }
+
+    /// The member said to have everything up to `index` of the log of the leader by that vote, which
+    /// is this member: it may not have less again while that leads.
+    pub(crate) fn note_matched(&self, vote: &Vote, index: u64) {
+        self.matched.note(vote, index);
+    }
+
+    /// # Errors
+    /// The entry at `index`, which the member says not to have, is one that it said to have. openraft
+    /// must not hear of it: it takes that for a fault of its own and ends.
+    pub(crate) fn check_conflict(&self, vote: &Vote, index: u64) -> Result<(), Status> {
+        self.matched.contradicted(vote, index).map_or(Ok(()), |had| Err(self.lost(had)))
+    }
+
+    fn lost(&self, had: u64) -> Status {
+        Status::failed_precondition(lost_text(&format!("member {:x}", self.id), had))
+    }
+}
+
+/// For the operator, on both sides: a member has less than it said to have.
+pub(crate) fn lost_text(who: &str, had: u64) -> String {
+    format!(
+        "{who} had its log up to {had} and now has less: its data directory was replaced by an older \
+         copy, or its disk lost what it had synced; remove the member and add it again with an empty \
+         directory"
+    )
 }
 
 fn sample(samples: &mut Vec<Duration>, took: Duration) {
@@ -454,6 +497,7 @@ impl Inner {
             snapshot: open(),
             active_since: Mutex::new(None),
             kept: AtomicU64::new(0),
+            matched: Matched::default(),
             is_complaining: AtomicBool::new(false),
             counters: Mutex::default(),
         }
@@ -518,4 +562,26 @@ pub(crate) fn never_sent(status: &Status) -> bool {
         cause = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_acknowledged_to_a_leader_is_not_taken_back() {
+        let (first, second) = (Vote::new_committed(1, 7), Vote::new_committed(2, 7));
+        let matched = Matched::default();
+        assert_eq!(matched.contradicted(&first, 1), None, "nothing was said yet");
+        matched.note(&first, 5);
+        matched.note(&first, 3);
+        assert_eq!(matched.contradicted(&first, 6), None, "it never said to have this");
+        assert_eq!(matched.contradicted(&first, 5), Some(5));
+        assert_eq!(matched.contradicted(&first, 1), Some(5));
+        // Another leader may have had what was not committed removed.
+        assert_eq!(matched.contradicted(&second, 5), None);
+        matched.note(&second, 2);
+        assert_eq!(matched.contradicted(&second, 3), None);
+        assert_eq!(matched.contradicted(&second, 2), Some(2));
+    }
 }

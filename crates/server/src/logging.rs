@@ -25,6 +25,14 @@ use crate::config::Config;
 const QUIET_TARGETS: [&str; 7] =
     ["openraft", "h2", "hyper", "hyper_util", "rustls", "tonic", "sled"];
 
+/// Parts of it that repeat at each heartbeat that a member does not answer; it is said once, by the
+/// connection to that member. They are heard from `error` on.
+const SILENT_TARGETS: [&str; 3] = [
+    "openraft::core::heartbeat",
+    "openraft::replication",
+    "openraft::engine::handler::replication_handler",
+];
+
 /// Where lines go.
 enum Output {
     Stderr,
@@ -55,9 +63,10 @@ fn install(layer: ZapLayer, level: &str) {
         "warn" => LevelFilter::WARN,
         _ => LevelFilter::ERROR,
     };
-    let quiet = if level == LevelFilter::DEBUG { level } else { level.min(LevelFilter::WARN) };
-    let targets = QUIET_TARGETS.map(|target| (target, quiet));
-    let filter = Targets::new().with_default(level).with_targets(targets);
+    let at_most = |most| if level == LevelFilter::DEBUG { level } else { level.min(most) };
+    let quiet = QUIET_TARGETS.map(|target| (target, at_most(LevelFilter::WARN)));
+    let silent = SILENT_TARGETS.map(|target| (target, at_most(LevelFilter::ERROR)));
+    let filter = Targets::new().with_default(level).with_targets(quiet).with_targets(silent);
     // A second call (a test in the same process) keeps the first logger.
     let _already_set = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
 }
