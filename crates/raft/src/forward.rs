@@ -5,12 +5,34 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::SinkExt;
+use futures::channel::mpsc;
 use kelson_api::Error;
 use kelson_api::peer::forward_reply::Outcome;
-use kelson_api::peer::{ChangeMembersRequest, ForwardRequest, ReadIndexRequest};
-use tonic::{Response, Status};
+use kelson_api::peer::{ChangeMembersRequest, ForwardRequest, ReadIndexReply, ReadIndexRequest};
+use tonic::{Response, Status, Streaming};
 
 use crate::peers::{Link, Peers, never_sent};
+
+/// Questions to a leader for the index that a reader must have applied, one at a time.
+pub(crate) struct Indexes {
+    pub(crate) leader: u64,
+    requests: mpsc::Sender<ReadIndexRequest>,
+    replies: Streaming<ReadIndexReply>,
+    timeout: Duration,
+}
+
+impl Indexes {
+    /// The index that covers everything acknowledged before the call; `Some(None)` = the leader could
+    /// not tell, `None` = the stream has failed. A stream whose question was dropped must be dropped,
+    /// too.
+    pub(crate) async fn ask(&mut self, voted_term: u64) -> Option<Option<u64>> {
+        self.requests.send(ReadIndexRequest { voted_term }).await.ok()?;
+        let reply = tokio::time::timeout(self.timeout, self.replies.message()).await;
+        let reply = reply.ok()?.ok()??;
+        Some((reply.index > 0).then_some(reply.index))
+    }
+}
 
 /// How the leader disposed of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,13 +77,14 @@ impl Forwarder {
         }
     }
 
-    /// The index that covers everything acknowledged before the call; `None` = nobody could tell.
-    pub(crate) async fn read_index(&self, leader: u64) -> Option<u64> {
+    /// Opens a stream of questions to the leader; `None` = it does not listen.
+    pub(crate) async fn ask_indexes(&self, leader: u64) -> Option<Indexes> {
         let link = self.peers.link(leader);
         let mut client = link.control();
-        let call = client.read_index(ReadIndexRequest {});
-        let reply = self.answered(&link, call).await.ok()?;
-        (reply.index > 0).then_some(reply.index)
+        let (requests, receiver) = mpsc::channel(1);
+        let call = client.read_index(receiver);
+        let replies = self.answered(&link, call).await.ok()?;
+        Some(Indexes { leader, requests, replies, timeout: self.timeout })
     }
 
     /// Asks the leader for a change of the members; returns the index of its entry.

@@ -12,6 +12,7 @@
 
 mod codec;
 mod config;
+mod confirm;
 mod error;
 mod force;
 mod forward;

@@ -169,7 +169,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut bytes = 0;
         for entry in entries {
             if let Payload::Membership(membership, _) = &entry.payload {
-                self.progress.set_membership(membership);
+                self.progress.set_membership(position(&entry.log_id).index, membership);
             }
             let entry: log::Entry = codec::encode_entry(&entry);
             bytes += entry.payload.len() as u64;
@@ -189,6 +189,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last_log_id: Option<RaftLogId>) -> io::Result<()> {
         let index = last_log_id.map_or(0, |id| position(&id).index);
+        self.progress.forget_membership(index);
         settled(|done| self.log.truncate_after(index, done)).await?;
         self.progress.set_last(index);
         Ok(())

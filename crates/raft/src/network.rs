@@ -106,6 +106,7 @@ impl PeerLink {
         if let Some(previous) = &request.prev_log_id {
             self.link.note_matched(&request.vote, previous.index + 1);
         }
+        note_committed(&self.network.progress, request);
         let mut client = self.link.control();
         let call = async {
             let reply = client.heartbeat(wire::append_request(request)).await?;
@@ -124,8 +125,9 @@ impl PeerLink {
         let (first, rest) = begun(input).await;
         let vote = first.as_ref().map(|request| request.vote);
         let under_way = Arc::new(AtomicU64::new(0));
-        let sent = under_way.clone();
+        let (sent, progress) = (under_way.clone(), self.network.progress.clone());
         let requests = futures::stream::iter(first).chain(rest).map(move |request| {
+            note_committed(&progress, &request);
             sent.fetch_add(1, Ordering::AcqRel);
             wire::append_request(&request)
         });
@@ -149,6 +151,14 @@ async fn begun<S: Stream + Unpin>(input: S) -> (Option<S::Item>, impl Stream<Ite
     // It may end before the first request, and must not be asked again then.
     let mut input = input.fuse();
     (input.next().await, input)
+}
+
+/// Whatever another member is told to apply is counted as committed here first: reads rely on it, see
+/// `Progress::leading`.
+fn note_committed(progress: &Progress, request: &AppendEntriesRequest<TypeConfig>) {
+    if let Some(committed) = &request.leader_commit {
+        progress.set_committed(committed.index + 1);
+    }
 }
 
 /// What a member answered the leader by that vote, unless it takes back what it said before.

@@ -20,6 +20,7 @@ use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 
 use crate::config::NodeConfig;
+use crate::confirm::Confirm;
 use crate::error::{StartError, abort};
 use crate::forward::Forwarder;
 use crate::join::{self, Arrival};
@@ -37,7 +38,7 @@ use crate::state_machine::{SharedStore, StateMachine};
 use crate::status::{Counters, Pace, Status};
 use crate::types::{Peer, Raft, Vote};
 use crate::waiters::Waiters;
-use crate::{codec, force, purge, stall, status};
+use crate::{codec, confirm, force, purge, stall, status};
 
 /// Pause between two attempts of a starting member to find a leader.
 const READY_RETRY: Duration = Duration::from_millis(50);
@@ -57,6 +58,7 @@ struct Inner {
     reader: Reader,
     proposer: Arc<Proposer>,
     reads: Arc<Reads>,
+    confirm: Arc<Confirm>,
     progress: Arc<Progress>,
     peers: Peers,
     forwarder: Forwarder,
@@ -144,6 +146,7 @@ impl Node {
             reader: inner.reader.clone(),
             progress: inner.progress.clone(),
             proposer: inner.proposer.clone(),
+            confirm: inner.confirm.clone(),
             members: inner.members.clone(),
             transfers: inner.transfers.clone(),
         };
@@ -408,7 +411,9 @@ impl Inner {
             peers.tell(*id, &peer.peer_urls);
         }
         let transfers = Transfers::new(reader.clone(), log.clone());
-        let progress = Arc::new(Progress::new(member_id, store.applied(), log.last_id()));
+        let voted_term = vote.leader_id.term;
+        let progress =
+            Arc::new(Progress::new(member_id, voted_term, store.applied(), log.last_id()));
         let waiters = Arc::new(Waiters::default());
         let store: SharedStore = Arc::new(Mutex::new(Some(store)));
         let entries = LogStore::new(log.clone(), Some(vote), progress.clone());
@@ -450,7 +455,8 @@ impl Inner {
         let (seen, room) = (status.clone(), waiters);
         let proposer = Proposer::new(member_id, limits, room, progress.clone(), log.clone(), seen);
         let forwarder = Forwarder::new(peers.clone(), timeout);
-        let reads = Reads::new(progress.clone(), status.clone(), timeout);
+        let confirm = Confirm::new(member_id, progress.clone(), peers.clone(), config.election);
+        let reads = Reads::new(progress.clone(), confirm.clone(), status.clone(), timeout);
         tokio::spawn(proposer.clone().run(raft.clone(), forwarder.clone(), reads.clone()));
         tokio::spawn(proposer.clone().expire());
         tokio::spawn(reads.clone().run(raft.clone(), forwarder.clone()));
@@ -467,6 +473,7 @@ impl Inner {
             reader,
             proposer,
             reads,
+            confirm,
             progress,
             peers,
             forwarder,
@@ -498,8 +505,8 @@ impl Inner {
         }
         let (member, progress, peers) = (self.member_id, self.progress.clone(), self.peers.clone());
         let is_sole = self.raft.with_raft_state(move |state| {
+            confirm::learn_voters(&progress, state);
             let membership = state.membership_state.effective().membership();
-            progress.set_membership(membership);
             for (id, peer) in membership.nodes() {
                 peers.tell(*id, &peer.peer_urls);
             }

@@ -11,16 +11,17 @@ use kelson_api::command::Batch;
 use kelson_api::peer::forward_reply::Outcome;
 use kelson_api::peer::peer_server::{Peer, PeerServer};
 use kelson_api::peer::{
-    AppendReply, AppendRequest, ChangeMembersReply, ChangeMembersRequest, DescribeReply,
-    DescribeRequest, ForwardReply, ForwardRequest, KnownIdentity, ReadIndexReply, ReadIndexRequest,
-    SnapshotPart, SnapshotReply, TransferReply, TransferRequest, VoteReply, VoteRequest,
+    AppendReply, AppendRequest, ChangeMembersReply, ChangeMembersRequest, ConfirmReply,
+    ConfirmRequest, DescribeReply, DescribeRequest, ForwardReply, ForwardRequest, KnownIdentity,
+    ReadIndexReply, ReadIndexRequest, SnapshotPart, SnapshotReply, TransferReply, TransferRequest,
+    VoteReply, VoteRequest,
 };
 use kelson_storage::{Identity, Reader};
-use openraft::ReadPolicy;
 use openraft::errors::ClientWriteError;
 use openraft::raft::{AppendEntriesResponse, ClientWriteResult};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::confirm::Confirm;
 use crate::error::abort;
 use crate::membership::Members;
 use crate::peers::{MESSAGE_MAX, Peers, lost_text};
@@ -39,6 +40,7 @@ pub(crate) struct PeerService {
     pub(crate) reader: Reader,
     pub(crate) progress: Arc<Progress>,
     pub(crate) proposer: Arc<Proposer>,
+    pub(crate) confirm: Arc<Confirm>,
     pub(crate) members: Arc<Members>,
     pub(crate) transfers: Transfers,
 }
@@ -51,13 +53,17 @@ impl PeerService {
     }
 }
 
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
 fn stopped(error: impl std::fmt::Display) -> Status {
     Status::unavailable(format!("consensus has stopped: {error}"))
 }
 
 #[tonic::async_trait]
 impl Peer for PeerService {
-    type AppendStream = Pin<Box<dyn Stream<Item = Result<AppendReply, Status>> + Send>>;
+    type AppendStream = Replies<AppendReply>;
+    type ReadIndexStream = Replies<ReadIndexReply>;
+    type ConfirmStream = Replies<ConfirmReply>;
 
     async fn append(
         &self,
@@ -171,15 +177,37 @@ impl Peer for PeerService {
 
     async fn read_index(
         &self,
-        request: Request<ReadIndexRequest>,
-    ) -> Result<Response<ReadIndexReply>, Status> {
+        request: Request<Streaming<ReadIndexRequest>>,
+    ) -> Result<Response<Self::ReadIndexStream>, Status> {
+        let from = self.peers.check_sender(request.metadata())?;
+        let (raft, confirm, progress) =
+            (self.raft.clone(), self.confirm.clone(), self.progress.clone());
+        let replies = request.into_inner().then(move |request| {
+            let (raft, confirm, progress) = (raft.clone(), confirm.clone(), progress.clone());
+            async move {
+                // Whoever asks in a later term would only be told what a deposed leader believes.
+                let index = if request?.voted_term > progress.leading_term() {
+                    None
+                } else {
+                    let index = confirm.index(&raft, Some(from)).await;
+                    index.map_err(|_| stopped("no reads any more"))?
+                };
+                Ok(ReadIndexReply { index: index.unwrap_or(0) })
+            }
+        });
+        Ok(self.peers.answer(Box::pin(replies)))
+    }
+
+    async fn confirm(
+        &self,
+        request: Request<Streaming<ConfirmRequest>>,
+    ) -> Result<Response<Self::ConfirmStream>, Status> {
         self.peers.check_sender(request.metadata())?;
-        let index = match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
-            Ok((read, _)) => read.index() + 1,
-            Err(openraft::errors::RaftError::Fatal(fatal)) => return Err(stopped(fatal)),
-            Err(openraft::errors::RaftError::APIError(_)) => 0,
-        };
-        Ok(self.peers.answer(ReadIndexReply { index }))
+        let progress = self.progress.clone();
+        let replies = request.into_inner().map(move |request| {
+            request.map(|_| ConfirmReply { voted_term: progress.voted_term() })
+        });
+        Ok(self.peers.answer(Box::pin(replies)))
     }
 
     async fn change_members(

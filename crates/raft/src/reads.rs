@@ -1,18 +1,18 @@
 //! The read barrier: proves that local state contains every write acknowledged before a read began.
-//! One task takes all waiting readers, makes one round for them and wakes them together; on a follower
-//! the round is one question to the leader. It never reads data. The only voter of a cluster needs no round: see `Progress::reads_are_local`.
+//! One task takes all waiting readers, makes one round for them and wakes them together: the leader asks
+//! a quorum (`confirm`), a follower asks the leader. It never reads data. The only voter of a cluster
+//! needs no round: see `Progress::reads_are_local`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kelson_api::Error;
-use openraft::ReadPolicy;
-use openraft::errors::{LinearizableReadError, RaftError};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::forward::Forwarder;
+use crate::confirm::{Confirm, Stopped};
+use crate::forward::{Forwarder, Indexes};
 use crate::progress::Progress;
 use crate::status::Status;
 use crate::types::Raft;
@@ -35,6 +35,7 @@ pub(crate) struct Reads {
     room: Mutex<Room>,
     arrived: Notify,
     progress: Arc<Progress>,
+    confirm: Arc<Confirm>,
     status: watch::Receiver<Status>,
     timeout: Duration,
     failed: AtomicU64,
@@ -44,12 +45,20 @@ pub(crate) struct Reads {
 impl Reads {
     pub(crate) fn new(
         progress: Arc<Progress>,
+        confirm: Arc<Confirm>,
         status: watch::Receiver<Status>,
         timeout: Duration,
     ) -> Arc<Reads> {
-        let room = Mutex::default();
-        let (failed, slow) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Reads { room, arrived: Notify::new(), progress, status, timeout, failed, slow })
+        Arc::new(Reads {
+            room: Mutex::default(),
+            arrived: Notify::new(),
+            progress,
+            confirm,
+            status,
+            timeout,
+            failed: AtomicU64::new(0),
+            slow: AtomicU64::new(0),
+        })
     }
 
     /// Returns an applied index that covers everything acknowledged before the call. Cancel safe.
@@ -100,10 +109,12 @@ impl Reads {
         }
         drop(room);
         self.arrived.notify_one();
+        self.confirm.close();
     }
 
     /// Makes rounds until [`Reads::close`].
     pub(crate) async fn run(self: Arc<Self>, raft: Raft, forwarder: Forwarder) {
+        let mut way = Way { raft, forwarder, indexes: None };
         loop {
             self.arrived.notified().await;
             let readers = {
@@ -116,7 +127,7 @@ impl Reads {
             if readers.is_empty() {
                 continue;
             }
-            let barrier = self.round(&raft, &forwarder, &readers).await;
+            let barrier = self.round(&mut way, &readers).await;
             for reader in readers {
                 // A reader that left does not want to know.
                 reader.send(barrier).ok();
@@ -124,29 +135,35 @@ impl Reads {
         }
     }
 
-    async fn round(
-        &self,
-        raft: &Raft,
-        forwarder: &Forwarder,
-        readers: &[oneshot::Sender<Barrier>],
-    ) -> Barrier {
+    async fn round(&self, way: &mut Way, readers: &[oneshot::Sender<Barrier>]) -> Barrier {
         let leader_changes = self.status.borrow().leader_changes;
         let mut status = self.status.clone();
         while readers.iter().any(|reader| !reader.is_closed()) {
-            status.mark_unchanged();
-            let (leader, is_leader) = {
-                let status = status.borrow();
-                (status.leader, status.is_leader)
+            let asked = {
+                let status = status.borrow_and_update();
+                status.leader.filter(|_| !status.is_leader)
             };
-            let confirmed = match leader {
-                Some(leader) if !is_leader => self.asked_leader(raft, forwarder, leader).await,
-                _ => confirmed_here(raft).await,
+            let proof = async {
+                let barrier = self.proof(way, asked).await;
+                if barrier.is_none() {
+                    tokio::time::sleep(RETRY).await;
+                }
+                barrier
             };
-            if let Some(barrier) = confirmed {
-                return barrier;
+            tokio::select! {
+                biased;
+                barrier = proof => {
+                    if let Some(barrier) = barrier {
+                        return barrier;
+                    }
+                }
+                // An old leader may be waited for in vain.
+                changed = status.changed() => {
+                    if changed.is_err() {
+                        return Err(Error::Stopped);
+                    }
+                }
             }
-            // Nobody could confirm: try again when the leader changes, or after a while.
-            drop(tokio::time::timeout(RETRY, status.changed()).await);
             let now = status.borrow().leader_changes;
             // The first leader of this process is no change: readers waited for it.
             if now != leader_changes && leader_changes != 0 {
@@ -156,35 +173,53 @@ impl Reads {
         Err(Error::Timeout)
     }
 
-    /// `None` = nobody could confirm.
-    async fn asked_leader(
-        &self,
-        raft: &Raft,
-        forwarder: &Forwarder,
-        leader: u64,
-    ) -> Option<Barrier> {
-        let index = forwarder.read_index(leader).await?;
+    /// Asks this leader, or a quorum if this member leads; `None` = nobody could confirm.
+    async fn proof(&self, way: &mut Way, leader: Option<u64>) -> Option<Barrier> {
+        let index = match leader {
+            Some(leader) => self.asked_leader(way, leader).await?,
+            None => match self.confirm.index(&way.raft, None).await {
+                Ok(index) => index?,
+                Err(Stopped) => return Some(Err(Error::Stopped)),
+            },
+        };
+        Some(self.applied(&way.raft, index).await)
+    }
+
+    /// What the leader says; `None` = it could not tell.
+    async fn asked_leader(&self, way: &mut Way, leader: u64) -> Option<u64> {
+        let open = way.indexes.take().filter(|indexes| indexes.leader == leader);
+        // The stream is put back only with no question under way.
+        if let Some(mut indexes) = open
+            && let Some(index) = indexes.ask(self.progress.voted_term()).await
+        {
+            way.indexes = Some(indexes);
+            return index;
+        }
+        let mut indexes = way.forwarder.ask_indexes(leader).await?;
+        let index = indexes.ask(self.progress.voted_term()).await?;
+        way.indexes = Some(indexes);
+        index
+    }
+
+    /// Waits until this index is applied here, and returns it.
+    async fn applied(&self, raft: &Raft, index: u64) -> Barrier {
         if self.progress.applied() >= index {
-            return Some(Ok(index));
+            return Ok(index);
         }
         // openraft counts from 0.
         let waiting = raft.wait(Some(self.timeout));
         match waiting.applied_index_at_least(Some(index - 1), "a read").await {
-            Ok(_) => Some(Ok(index)),
-            Err(openraft::metrics::WaitError::Timeout(..)) => Some(Err(Error::Timeout)),
-            Err(openraft::metrics::WaitError::ShuttingDown) => Some(Err(Error::Stopped)),
+            Ok(_) => Ok(index),
+            Err(openraft::metrics::WaitError::Timeout(..)) => Err(Error::Timeout),
+            Err(openraft::metrics::WaitError::ShuttingDown) => Err(Error::Stopped),
         }
     }
 }
 
-/// A round by this member as leader; `None` = it does not lead, or no quorum says so.
-async fn confirmed_here(raft: &Raft) -> Option<Barrier> {
-    match raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
-        // openraft has waited until the index is applied.
-        Ok(read) => Some(Ok(read.index() + 1)),
-        Err(RaftError::Fatal(_)) => Some(Err(Error::Stopped)),
-        Err(RaftError::APIError(
-            LinearizableReadError::ForwardToLeader(_) | LinearizableReadError::QuorumNotEnough(_),
-        )) => None,
-    }
+/// Whom a round may ask.
+struct Way {
+    raft: Raft,
+    forwarder: Forwarder,
+    /// The stream to the leader that was asked last.
+    indexes: Option<Indexes>,
 }

@@ -189,6 +189,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             Ok::<(), io::Error>(())
         });
         installing.await.unwrap_or_else(|e| abort("install a snapshot", &e))?;
+        self.progress.forget_membership(0);
         self.progress.set_applied(applied);
         if self.reader.removed_members().contains(&self.member_id) {
             self.removed.send_replace(true);

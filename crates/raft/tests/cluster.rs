@@ -2,16 +2,24 @@
 //! change who belongs to them. Through the public door only.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use kelson_api::Error;
 use kelson_api::command::{MemberPublish, command::Op};
 use kelson_api::etcdserverpb::{PutRequest, RangeRequest};
-use kelson_raft::{MemberChange, Node, NodeConfig, StartError};
+use kelson_raft::{
+    MemberChange, Node, NodeConfig, PeerConnector, PeerIo, StartError, plain_connector,
+};
 use kelson_storage::Reader;
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -114,6 +122,11 @@ impl Lab {
     }
 
     async fn start(&self, names: &[&str]) -> Vec<Member> {
+        self.start_behind(names, None).await
+    }
+
+    /// As [`Lab::start`], with this wall between the members.
+    async fn start_behind(&self, names: &[&str], wall: Option<&Arc<Wall>>) -> Vec<Member> {
         let (mut listeners, mut cluster) = (Vec::new(), Vec::new());
         for name in names {
             let (listener, url) = bind().await;
@@ -121,14 +134,100 @@ impl Lab {
             cluster.push(((*name).to_owned(), vec![url]));
         }
         let mut members = Vec::new();
-        for (name, listener) in names.iter().zip(listeners) {
-            members.push(Member::start(self.config(name, &cluster), listener).await);
+        if let Some(wall) = wall {
+            let mut urls = wall.urls.lock().expect("no test panicked here");
+            urls.extend(cluster.iter().flat_map(|(_, urls)| urls.clone()));
+        }
+        for (from, (name, listener)) in names.iter().zip(listeners).enumerate() {
+            let mut config = self.config(name, &cluster);
+            if let Some(wall) = wall {
+                config.connect = wall.connector(from);
+            }
+            members.push(Member::start(config, listener).await);
         }
         for member in &members {
             ready(member).await;
             member.publish().await;
         }
         members
+    }
+}
+
+/// Stands between members of different sides: what is sent through it is lost, without a word.
+#[derive(Default)]
+struct Wall {
+    /// By member.
+    urls: Mutex<Vec<String>>,
+    /// One bit for each member: on the far side. Set once, for good.
+    far: AtomicU64,
+}
+
+impl Wall {
+    fn connector(self: &Arc<Self>, from: usize) -> PeerConnector {
+        let (wall, connect) = (self.clone(), plain_connector());
+        Arc::new(move |url: String| {
+            let urls = wall.urls.lock().expect("no test panicked here");
+            let to = urls.iter().position(|listed| *listed == url).expect("a known member");
+            let (wall, connecting) = (wall.clone(), connect(url));
+            Box::pin(async move {
+                let io = connecting.await?;
+                Ok(Box::new(Gate { io, wall, ends: [from, to] }) as Box<dyn PeerIo>)
+            })
+        })
+    }
+
+    fn raise(&self, far: &[usize]) {
+        self.far.store(far.iter().fold(0, |bits, member| bits | 1 << member), Ordering::SeqCst);
+    }
+}
+
+struct Gate {
+    io: Box<dyn PeerIo>,
+    wall: Arc<Wall>,
+    ends: [usize; 2],
+}
+
+impl Gate {
+    fn is_shut(&self) -> bool {
+        let far = self.wall.far.load(Ordering::SeqCst);
+        let [from, to] = self.ends.map(|member| far >> member & 1);
+        from != to
+    }
+}
+
+impl AsyncRead for Gate {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // Nobody need be woken: the wall stays.
+        if self.is_shut() {
+            Poll::Pending
+        } else {
+            Pin::new(&mut self.io).poll_read(context, buffer)
+        }
+    }
+}
+
+impl AsyncWrite for Gate {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.is_shut() {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
     }
 }
 
@@ -180,6 +279,47 @@ async fn every_member_writes_and_reads() {
     assert!(revisions.iter().all(|revision| *revision == 61), "{revisions:?}");
     let ids: Vec<u64> = members[0].reader.members().iter().map(|member| member.id).collect();
     assert_eq!(ids.len(), 3);
+    for member in members {
+        member.stop().await;
+    }
+}
+
+/// A leader behind the wall with a minority does not know for a while that it was deposed; neither it
+/// nor who asks it may answer from what it knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minority_with_the_old_leader_reads_nothing_stale() {
+    let (lab, wall) = (Lab::new(), Arc::new(Wall::default()));
+    let members = lab.start_behind(&["a", "b", "c", "d", "e"], Some(&wall)).await;
+    let old = leader(&members).await;
+    put_at_last(&members[old], "before").await;
+    for member in &members {
+        assert!(member.has("before").await);
+    }
+    let beside = (old + 1) % 5;
+    let majority: Vec<&Member> = (2..5).map(|distance| &members[(old + distance) % 5]).collect();
+    wall.raise(&[old, beside]);
+    // Readers that begin before, during and after the election.
+    let deposed = [&members[old], &members[beside]];
+    let read = |member: &Member| {
+        let node = member.node.clone();
+        async move { tokio::time::timeout(Duration::from_millis(100), node.read_barrier()).await }
+    };
+    let is_elected = || majority.iter().any(|member| member.node.status().is_leader);
+    while !is_elected() {
+        for member in deposed {
+            let _too_late_or_not = read(member).await;
+        }
+    }
+    put_at_last(majority[0], "after").await;
+    for _ in 0..20 {
+        for member in deposed {
+            let barrier = read(member).await;
+            assert!(!matches!(barrier, Ok(Ok(_))), "a stale read: {barrier:?}");
+        }
+    }
+    for member in &majority {
+        assert!(member.has("after").await);
+    }
     for member in members {
         member.stop().await;
     }

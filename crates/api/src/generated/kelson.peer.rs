@@ -156,12 +156,24 @@ pub mod forward_reply {
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReadIndexRequest {}
+pub struct ReadIndexRequest {
+    /// Newest term in which the sender has voted or followed: it confirms every leader up to this one.
+    #[prost(uint64, tag = "1")]
+    pub voted_term: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadIndexReply {
     /// 0 = the receiver does not lead or has no quorum.
     #[prost(uint64, tag = "1")]
     pub index: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfirmRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfirmReply {
+    /// Newest term in which the sender of this reply has voted or followed.
+    #[prost(uint64, tag = "1")]
+    pub voted_term: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChangeMembersRequest {
@@ -503,11 +515,15 @@ pub mod peer_client {
             req.extensions_mut().insert(GrpcMethod::new("kelson.peer.Peer", "Forward"));
             self.inner.unary(req, path, codec).await
         }
-        /// The index that a reader must have applied; answered after a quorum confirmed the leader.
+        /// The indexes that readers must have applied, asked of the leader; each is answered after a quorum
+        /// confirmed that it leads. Requests and replies in order.
         pub async fn read_index(
             &mut self,
-            request: impl tonic::IntoRequest<super::ReadIndexRequest>,
-        ) -> std::result::Result<tonic::Response<super::ReadIndexReply>, tonic::Status> {
+            request: impl tonic::IntoStreamingRequest<Message = super::ReadIndexRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReadIndexReply>>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
@@ -520,10 +536,33 @@ pub mod peer_client {
             let path = http::uri::PathAndQuery::from_static(
                 "/kelson.peer.Peer/ReadIndex",
             );
-            let mut req = request.into_request();
+            let mut req = request.into_streaming_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("kelson.peer.Peer", "ReadIndex"));
-            self.inner.unary(req, path, codec).await
+            self.inner.streaming(req, path, codec).await
+        }
+        /// Asked by a leader that wants to know whether the receiver has voted in a later term. Requests and
+        /// replies in order.
+        pub async fn confirm(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ConfirmRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ConfirmReply>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kelson.peer.Peer/Confirm");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("kelson.peer.Peer", "Confirm"));
+            self.inner.streaming(req, path, codec).await
         }
         pub async fn change_members(
             &mut self,
@@ -637,11 +676,30 @@ pub mod peer_server {
             &self,
             request: tonic::Request<super::ForwardRequest>,
         ) -> std::result::Result<tonic::Response<super::ForwardReply>, tonic::Status>;
-        /// The index that a reader must have applied; answered after a quorum confirmed the leader.
+        /// Server streaming response type for the ReadIndex method.
+        type ReadIndexStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReadIndexReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The indexes that readers must have applied, asked of the leader; each is answered after a quorum
+        /// confirmed that it leads. Requests and replies in order.
         async fn read_index(
             &self,
-            request: tonic::Request<super::ReadIndexRequest>,
-        ) -> std::result::Result<tonic::Response<super::ReadIndexReply>, tonic::Status>;
+            request: tonic::Request<tonic::Streaming<super::ReadIndexRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::ReadIndexStream>, tonic::Status>;
+        /// Server streaming response type for the Confirm method.
+        type ConfirmStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ConfirmReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Asked by a leader that wants to know whether the receiver has voted in a later term. Requests and
+        /// replies in order.
+        async fn confirm(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ConfirmRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::ConfirmStream>, tonic::Status>;
         async fn change_members(
             &self,
             request: tonic::Request<super::ChangeMembersRequest>,
@@ -958,16 +1016,21 @@ pub mod peer_server {
                 "/kelson.peer.Peer/ReadIndex" => {
                     #[allow(non_camel_case_types)]
                     struct ReadIndexSvc<T: Peer>(pub Arc<T>);
-                    impl<T: Peer> tonic::server::UnaryService<super::ReadIndexRequest>
+                    impl<
+                        T: Peer,
+                    > tonic::server::StreamingService<super::ReadIndexRequest>
                     for ReadIndexSvc<T> {
                         type Response = super::ReadIndexReply;
+                        type ResponseStream = T::ReadIndexStream;
                         type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
+                            tonic::Response<Self::ResponseStream>,
                             tonic::Status,
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<super::ReadIndexRequest>,
+                            request: tonic::Request<
+                                tonic::Streaming<super::ReadIndexRequest>,
+                            >,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
@@ -993,7 +1056,53 @@ pub mod peer_server {
                                 max_decoding_message_size,
                                 max_encoding_message_size,
                             );
-                        let res = grpc.unary(method, req).await;
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kelson.peer.Peer/Confirm" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConfirmSvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::StreamingService<super::ConfirmRequest>
+                    for ConfirmSvc<T> {
+                        type Response = super::ConfirmReply;
+                        type ResponseStream = T::ConfirmStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::ConfirmRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::confirm(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConfirmSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -24,7 +24,7 @@ fn rig(timeout: Duration) -> Rig {
     let dir = tempfile::tempdir().expect("make a directory");
     let opened = Log::open(LogOptions::new(dir.path().join("wal"), [1; 16]));
     let log = opened.expect("open a new log").log;
-    let progress = Arc::new(Progress::new(1, Default::default(), Default::default()));
+    let progress = Arc::new(Progress::new(1, 0, Default::default(), Default::default()));
     let (_status, status) = watch::channel(Status::initial(2, 1, 0));
     let limits = Limits { max_request_bytes: 1_000_000, timeout };
     let proposer = Proposer::new(1, limits, Arc::default(), progress, log.clone(), status);
