@@ -6,6 +6,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -15,6 +16,12 @@ use crate::open::OpenError;
 const MAGIC: &str = "kelson member";
 /// Layout of the data directory that this program writes.
 const FORMAT: u32 = 1;
+
+/// How long the last user of a directory may take to leave it: a process that was forked meanwhile
+/// holds the lock, too, until it runs its own program.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Pause between two attempts.
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// The cluster and the member that a data directory belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,7 +47,7 @@ impl DataDir {
     /// directory gets a random storage uuid.
     ///
     /// # Errors
-    /// `Locked` if another process uses it, `ForeignData` if it holds files of etcd, `NewerVersion`
+    /// `Locked` if another process uses it and does not leave within a second, `ForeignData` if it holds files of etcd, `NewerVersion`
     /// and `Damaged` if the identity file cannot be used. Nothing is changed in these cases.
     pub fn open(data_dir: &Path) -> Result<Self, OpenError> {
         let member_dir = data_dir.join("member");
@@ -148,10 +155,18 @@ fn lock(data_dir: &Path, member_dir: &Path) -> Result<File, OpenError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(&path).map_err(|error| OpenError::io("open", &path, error))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked { path: data_dir.to_owned() }),
-        Err(error) => Err(OpenError::io("lock", &path, error.into())),
+    let until = Instant::now() + LOCK_WAIT_MAX;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(OpenError::Locked { path: data_dir.to_owned() });
+            }
+            Err(error) => return Err(OpenError::io("lock", &path, error.into())),
+        }
     }
 }
 
@@ -260,6 +275,19 @@ mod tests {
         let refusal = refusal(temp.path());
         assert!(refusal.contains(&temp.path().display().to_string()), "{refusal}");
         assert!(refusal.contains("another process"), "{refusal}");
+    }
+
+    #[test]
+    fn a_user_that_leaves_is_waited_for() {
+        let temp = tempfile::tempdir().expect("temporary directory");
+        let first = DataDir::open(temp.path()).expect("opens");
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(LOCK_WAIT_MAX / 5);
+                drop(first);
+            });
+            DataDir::open(temp.path()).expect("opens in time");
+        });
     }
 
     #[test]
