@@ -30,6 +30,8 @@ const AFTER: u64 = 12_000;
 const IDLE: Duration = Duration::from_secs(20);
 /// How long memory is watched after the catch-up.
 const SETTLE: Duration = Duration::from_secs(20);
+/// The latency is told for each such part of the catch-up, too: it has phases.
+const WINDOW: Duration = Duration::from_secs(10);
 /// Measured puts per second.
 const RATE: u64 = 100;
 /// What the latency may grow by, and what memory may grow by.
@@ -70,6 +72,8 @@ pub(crate) async fn catch_up(run: &Run, mib: u64) -> io::Result<Extra> {
         never = samples.watch() => never,
     };
     let busy = busy.stop().await;
+    run.say(&format!("put p99 by {} s: {}", WINDOW.as_secs(), busy.by_window()));
+    let (idle, busy) = (idle.spread(), busy.spread());
     if let Err(error) = joined {
         run.finding(format!("member {new} did not catch up: {error}"));
         return Ok(Vec::new());
@@ -186,7 +190,27 @@ fn finished<T>(answer: Option<Result<T, tonic::Status>>) -> Result<(), String> {
 /// Puts at a steady rate, each started on time whether or not those before have come back.
 struct Puts {
     done: Done,
-    task: tokio::task::JoinHandle<Vec<f64>>,
+    task: tokio::task::JoinHandle<Took>,
+}
+
+/// When puts began, since the first, and how long they took. Unit: seconds.
+#[derive(Default)]
+struct Took(Vec<(f64, f64)>);
+
+impl Took {
+    fn spread(&self) -> Spread {
+        Spread::of(self.0.iter().map(|(_, took)| *took).collect())
+    }
+
+    fn by_window(&self) -> String {
+        let window = |(at, _): &(f64, f64)| (at / WINDOW.as_secs_f64()) as u64;
+        let windows = self.0.chunk_by(|one, other| window(one) == window(other));
+        let p99 = |part: &[(f64, f64)]| {
+            let spread = Spread::of(part.iter().map(|(_, took)| *took).collect());
+            format!("{:.0}", spread.p99 * 1e3)
+        };
+        format!("{} ms", windows.map(p99).collect::<Vec<_>>().join(" "))
+    }
 }
 
 impl Puts {
@@ -199,23 +223,26 @@ impl Puts {
             let mut rng = Rng::fork(seed, 55);
             let mut ticks = tokio::time::interval(Duration::from_secs(1) / RATE as u32);
             let mut flying = Vec::new();
+            let begun = std::time::Instant::now();
             while !stop.get() {
                 ticks.tick().await;
                 let (client, key) = (client.clone(), format!("timed/{}", rng.below(1000)));
                 flying.push(tokio::spawn(async move {
                     let start = std::time::Instant::now();
                     let answer = client.put(&key, &[b'x'; 256]).await;
-                    answer.is_ok().then(|| start.elapsed().as_secs_f64())
+                    let at = start.duration_since(begun).as_secs_f64();
+                    answer.is_ok().then(|| (at, start.elapsed().as_secs_f64()))
                 }));
             }
-            futures::future::join_all(flying).await.into_iter().flatten().flatten().collect()
+            let took = futures::future::join_all(flying).await.into_iter().flatten().flatten();
+            Took(took.collect())
         });
         Self { done, task }
     }
 
-    async fn stop(self) -> Spread {
+    async fn stop(self) -> Took {
         self.done.set();
-        Spread::of(self.task.await.unwrap_or_default())
+        self.task.await.unwrap_or_default()
     }
 }
 
