@@ -21,7 +21,7 @@ use tonic::{Status, Streaming};
 
 use crate::codec;
 use crate::peers::{Link, Peers, Way};
-use crate::throttle::{Fsyncs, Throttle};
+use crate::throttle::{Fsyncs, Steady, Throttle};
 use crate::types::{Raft, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote, raft_log_id};
 use crate::wire;
 
@@ -338,5 +338,7 @@ fn take(
     while let Some(chunk) = chunks.blocking_recv() {
         receiver.take(chunk).map_err(bad)?;
     }
-    receiver.finish().map_err(bad)
+    let mut steady = Steady::begin(Instant::now());
+    let read = |bytes| std::thread::sleep(steady.took(bytes as u64, Instant::now()));
+    receiver.finish_paced(read).map_err(bad)
 }

@@ -21,9 +21,10 @@ use crate::recover::{self, open_patiently};
 use crate::store::{Loaded, Loader};
 use crate::types::LogId;
 
-/// Pairs that are written and flushed together, and bytes.
+/// Pairs that are written and flushed together, and bytes: little, for a burst is what clients of
+/// this machine feel.
 const STEP_PAIRS: usize = 4096;
-const STEP_BYTES: usize = 4 << 20;
+const STEP_BYTES: usize = 1 << 20;
 
 /// Opens the database of a draft, again and again.
 type Open = Box<dyn FnMut() -> Result<Box<dyn Backend>, EngineError> + Send>;
@@ -266,7 +267,16 @@ impl Receiver {
     /// # Errors
     /// `Incomplete` if the last chunk was not there yet, `BadChunk` if the chunks are sound but make
     /// no state, `Storage` if the files cannot be written or read back.
-    pub fn finish(mut self) -> Result<Received, TransferError> {
+    pub fn finish(self) -> Result<Received, TransferError> {
+        self.finish_paced(|_| ())
+    }
+
+    /// As [`Receiver::finish`]. `read` is told the bytes of each row that is read back, and may wait a
+    /// little so that others of this machine get their turn.
+    ///
+    /// # Errors
+    /// As [`Receiver::finish`].
+    pub fn finish_paced(mut self, mut read: impl FnMut(usize)) -> Result<Received, TransferError> {
         let stage = std::mem::replace(&mut self.stage, Stage::Failed);
         let Stage::Complete(begun) = stage else { return Err(TransferError::Incomplete) };
         let Head { applied, chain, revision, .. } = begun.head;
@@ -277,8 +287,10 @@ impl Receiver {
         self.draft.sync()?;
         let mut loader = Loader::new();
         let cache_bytes = self.draft.place.cache_bytes;
-        let (_, backend, tables) =
-            recover::load(&self.draft.dir, cache_bytes, |row| loader.row(row))?;
+        let (_, backend, tables) = recover::load(&self.draft.dir, cache_bytes, |row| {
+            read(row.kv.len());
+            loader.row(row)
+        })?;
         self.draft.finished = Some(backend);
         let tally = tables.tally;
         let scheduled = tables.scheduled_compaction.max(tables.finished_compaction).unwrap_or(-1);
