@@ -203,8 +203,12 @@ impl Confirm {
         done: &mut u64,
     ) -> Result<(), Status> {
         let late = || Status::deadline_exceeded(format!("no answer within {:?}", self.election));
-        // Opened when it is needed: a member that never leads asks nobody.
-        self.wanted_after(wanted, *done).await?;
+        // Opened when it is needed: a member that does not lead asks nobody.
+        let round = self.wanted_after(wanted, *done).await?;
+        if self.progress.leading_term() == 0 {
+            *done = round;
+            return Ok(());
+        }
         let (mut requests, receiver) = mpsc::channel(1);
         let mut client = link.control();
         let call = client.confirm(receiver);
