@@ -26,6 +26,8 @@ const FLIGHT: usize = 4;
 /// Small writes after the fill, so that the log no longer reaches back to the start and a fresh
 /// member needs the state itself.
 const AFTER: u64 = 12_000;
+/// Rest between the fill and the first measurement.
+const REST: Duration = Duration::from_secs(60);
 /// How long the latency is measured before anything happens.
 const IDLE: Duration = Duration::from_secs(20);
 /// How long memory is watched after the catch-up.
@@ -52,7 +54,9 @@ pub(crate) async fn catch_up(run: &Run, mib: u64) -> io::Result<Extra> {
         run.finding(format!("filling the store: {error}"));
         return Ok(Vec::new());
     }
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    // Puts stalled for some hundred milliseconds within the first minute after a fill; that is neither
+    // idle nor the work of the transfer.
+    tokio::time::sleep(REST).await;
     let Some(leader) = run.monitor.settled(Duration::from_secs(30)).await else {
         run.finding("no leader after filling the store".into());
         return Ok(Vec::new());
