@@ -3,7 +3,8 @@
 //!
 //! A write goes `proposer` (admission, batching) -> openraft -> `log_store` (fsync in the log's own
 //! thread) -> openraft (commit) -> `state_machine` (apply) -> the caller, found in `waiters`. A
-//! linearizable read passes `reads` and then reads the store by itself.
+//! linearizable read passes `reads`, where the leader has a quorum `confirm` that it leads, and then
+//! reads the store by itself.
 //!
 //! Only this crate names openraft, and only `codec` says what consensus looks like on disk. It
 //! never speaks to clients and never decides what a command does. Other members are reached through

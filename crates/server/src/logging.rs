@@ -25,8 +25,8 @@ use crate::config::Config;
 const QUIET_TARGETS: [&str; 7] =
     ["openraft", "h2", "hyper", "hyper_util", "rustls", "tonic", "sled"];
 
-/// Parts of it that repeat at each heartbeat that a member does not answer; it is said once, by the
-/// connection to that member. They are heard from `error` on.
+/// Parts of openraft that repeat themselves at each heartbeat that a member does not answer; the
+/// connection to that member says it once. They are heard from `error` on.
 const SILENT_TARGETS: [&str; 3] = [
     "openraft::core::heartbeat",
     "openraft::replication",

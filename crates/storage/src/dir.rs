@@ -47,8 +47,9 @@ impl DataDir {
     /// directory gets a random storage uuid.
     ///
     /// # Errors
-    /// `Locked` if another process uses it and does not leave within a second, `ForeignData` if it holds files of etcd, `NewerVersion`
-    /// and `Damaged` if the identity file cannot be used. Nothing is changed in these cases.
+    /// `Locked` if another process uses it and does not leave within a second, `ForeignData` if it
+    /// holds files of etcd, `NewerVersion` and `Damaged` if the identity file cannot be used. Nothing
+    /// is changed in these cases.
     pub fn open(data_dir: &Path) -> Result<Self, OpenError> {
         let member_dir = data_dir.join("member");
         refuse_etcd(&member_dir)?;
