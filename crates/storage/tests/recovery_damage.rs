@@ -261,23 +261,29 @@ fn defragmentation_keeps_everything_and_gives_space_back() {
         }
         text
     };
-    for i in 0..3000 {
-        apply(&mut store, put_op(&format!("key{}", i % 300), &noise()));
+    // The engine gives space back by itself at the checkpoints that follow a compaction. On a slow
+    // machine one of those may come in between and leave nothing to be rewritten; then once more.
+    let mut rounds = 0;
+    while current() == first {
+        rounds += 1;
+        assert!(rounds <= 20, "there was never a rewrite");
+        for i in 0..3000 {
+            apply(&mut store, put_op(&format!("key{}", i % 300), &noise()));
+        }
+        reader.defragment().unwrap();
+        let full = reader.sizes().total;
+        let revision = reader.revision();
+        apply(&mut store, Op::Compaction(CompactionRequest { revision, physical: true }));
+        let ticket = reader.compaction_ticket();
+        while !ticket.is_finished() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let before = answers(&reader);
+        reader.defragment().unwrap();
+        let after = reader.sizes().total;
+        assert!(after * 2 < full, "{full} bytes before, {after} after");
+        assert_eq!(answers(&reader), before);
     }
-    reader.defragment().unwrap();
-    let full = reader.sizes().total;
-    let revision = reader.revision();
-    apply(&mut store, Op::Compaction(CompactionRequest { revision, physical: true }));
-    let ticket = reader.compaction_ticket();
-    while !ticket.is_finished() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    let before = answers(&reader);
-    reader.defragment().unwrap();
-    let after = reader.sizes().total;
-    assert!(after * 2 < full, "{full} bytes before, {after} after");
-    assert_ne!(current(), first, "there was a rewrite");
-    assert_eq!(answers(&reader), before);
     apply(&mut store, put_op("after", "it"));
     let last = answers(&reader);
     store.shutdown();
