@@ -9,6 +9,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use futures::Stream;
+use kelson_storage::failpoint;
 use kelson_storage::log::{self, Log, LogError};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
@@ -197,7 +198,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, log_id: RaftLogId) -> io::Result<()> {
         let upto = position(&log_id);
+        let is_replaced = upto.index > self.progress.last();
         settled(|done| self.log.purge(upto, done)).await?;
+        if is_replaced {
+            failpoint::hit("raftAfterWALRelease");
+        }
         // After a snapshot the log is empty and begins behind it.
         self.progress.set_last(self.progress.last().max(upto.index));
         self.sizes.lock().forget(upto.index);

@@ -16,7 +16,7 @@ use kelson_api::peer::{
     ReadIndexReply, ReadIndexRequest, SnapshotPart, SnapshotReply, TransferReply, TransferRequest,
     VoteReply, VoteRequest,
 };
-use kelson_storage::{Identity, Reader};
+use kelson_storage::{Identity, Reader, failpoint};
 use openraft::errors::ClientWriteError;
 use openraft::raft::{AppendEntriesResponse, ClientWriteResult};
 use tonic::{Request, Response, Status, Streaming};
@@ -88,14 +88,13 @@ impl Peer for PeerService {
                 }
             });
         let progress = self.progress.clone();
-        let replies = self.raft.stream_append(requests).map(move |result| match result {
-            Ok(result) => {
-                if !matches!(&result, Err(openraft::raft::StreamAppendError::HigherVote(_))) {
-                    progress.note_heard();
-                }
-                Ok(wire::append_reply(&result))
+        let replies = self.raft.stream_append(requests).map(move |result| {
+            let result = result.map_err(stopped)?;
+            if !matches!(&result, Err(openraft::raft::StreamAppendError::HigherVote(_))) {
+                progress.note_heard();
             }
-            Err(fatal) => Err(stopped(fatal)),
+            failpoint::hit("raftBeforeFollowerSend");
+            Ok(wire::append_reply(&result))
         });
         Ok(self.peers.answer_stream(Box::pin(replies), self.progress.last()))
     }

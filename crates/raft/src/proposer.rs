@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kelson_api::command::{Batch, Command, command::Op};
 use kelson_api::{Error, Message};
-use kelson_storage::Outcome;
 use kelson_storage::log::Log;
+use kelson_storage::{Outcome, failpoint};
 use openraft::errors::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
@@ -413,6 +413,7 @@ impl Proposer {
             }
             drop(permit);
         });
+        failpoint::hit("raftBeforeLeaderSend");
         if raft.client_write_ff(entry, Some(answer)).await.is_err() {
             // Consensus is gone: the process is stopping or about to abort.
             self.close();

@@ -84,6 +84,11 @@ fn run(Loaded { config, notices }: Loaded) -> ExitCode {
         return ExitCode::FAILURE;
     }
     notices.iter().for_each(tell);
+    #[cfg(feature = "failpoints")]
+    if let Err(reason) = kelson_server::failpoints::start() {
+        eprintln!("{reason}");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -6,6 +6,7 @@ mod chain;
 mod dir;
 mod disk;
 mod engine;
+pub mod failpoint;
 mod feed;
 mod hash;
 mod keys;

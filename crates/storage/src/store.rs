@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::chain::{Chain, Chains};
+use crate::failpoint;
 use crate::feed::Feed;
 use crate::lease::Leases;
 use crate::mvcc::apply::{apply, change_members};
@@ -119,8 +120,10 @@ impl Store {
         let id = delta.id;
         let chain = self.state.chains.read().newest().after(&delta);
         delta.chain = chain;
+        failpoint::hit("beforeWritebackBuf");
         self.state.persister().push(delta)?;
         self.state.feed.hand_over(self.state.current());
+        failpoint::hit("afterWritebackBuf");
         *self.state.applied.write() = id;
         self.state.chains.write().push(id.index, chain);
         if self.scratch.capacity() > SCRATCH_MAX {

@@ -10,7 +10,7 @@ type Step = (&'static str, fn() -> Result<(), String>);
 
 /// Cheap checks first. The etcd programs come before the tests that compare with them; kube-apiserver
 /// comes last, since it takes longest to build.
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     ("generated code is current", || codegen::run(&["--check".to_string()])),
     ("formatting", || cargo(&["fmt", "--all", "--check"])),
     ("lints", lints),
@@ -21,6 +21,7 @@ const STEPS: [Step; 9] = [
     ("unit, storage and wire tests", || {
         cargo(&["test", "--workspace", "--exclude", "kelson-benches", "--exclude", "kelson-jepsen"])
     }),
+    ("failpoints", failpoints),
     ("benches compile", || cargo(&["check", "-p", "kelson-benches", "--benches"])),
     ("real clients", || crate::interop::run(&[])),
     ("kube-apiserver", || crate::kube::run(&[])),
@@ -35,6 +36,21 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         let start = Instant::now();
         step().map_err(|error| format!("{name}: {error}"))?;
         println!("== {name}: done in {} s", start.elapsed().as_secs());
+    }
+    Ok(())
+}
+
+/// The build that etcd's robustness suite drives, and proof that releases have none of it.
+fn failpoints() -> Result<(), String> {
+    let test = ["test", "--features", "failpoints"];
+    cargo(&[&test[..], &["-p", "kelson-storage", "--lib", "failpoint"]].concat())?;
+    cargo(&[&test[..], &["-p", "kelson-server", "--test", "failpoints"]].concat())?;
+    let release = root().join("target/release/kelson");
+    let bytes =
+        std::fs::read(&release).map_err(|error| format!("{}: {error}", release.display()))?;
+    let name = b"GOFAIL_HTTP";
+    if bytes.windows(name.len()).any(|window| window == name) {
+        return Err(format!("{} was built with failpoints", release.display()));
     }
     Ok(())
 }

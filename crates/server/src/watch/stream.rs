@@ -16,7 +16,7 @@ use futures::{Stream, StreamExt};
 use kelson_api::Error;
 use kelson_api::etcdserverpb::watch_request::RequestUnion;
 use kelson_api::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
-use kelson_storage::Recent;
+use kelson_storage::{Recent, failpoint};
 use tokio::task::JoinHandle;
 use tokio::time::Interval;
 use tonic::Status;
@@ -147,6 +147,9 @@ where
                 self.end(Err(Error::Stopped.into()));
             }
             if let Some(response) = self.ready.pop_front() {
+                if let Some(time) = failpoint::delay("beforeSendWatchResponse") {
+                    tokio::time::sleep(time).await;
+                }
                 return Some(Ok(response));
             }
             match std::mem::replace(&mut self.state, State::Ended) {

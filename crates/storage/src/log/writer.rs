@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::failpoint;
 use crate::types::LogId;
 
 use super::disk::{LogFile, write_all};
@@ -241,6 +242,7 @@ impl Writer {
     fn write_buffer(&mut self) {
         let file = self.active.file.as_ref();
         let path = segment_path(&self.shared.options.dir, self.active.header.sequence);
+        failpoint::hit("raftBeforeSave");
         let begun = Instant::now();
         or_abort("write", &path, write_all(file, &self.buffer, self.active.position));
         self.shared.counters.writes.0.add(begun.elapsed());
@@ -249,6 +251,7 @@ impl Writer {
             or_abort("fdatasync", &path, file.sync_data());
             self.shared.counters.fsync(begun.elapsed());
         }
+        failpoint::hit("raftAfterSave");
         self.shared.counters.wrote(self.records, self.buffer.len());
         self.active.position += self.buffer.len() as u64;
         self.active.ends_with_close = false;

@@ -14,6 +14,7 @@ use kelson_api::etcdserverpb::{
 use super::state::{Failure, State, count};
 use super::txn;
 use super::write::Writer;
+use crate::failpoint;
 use crate::types::{CompactionTicket, Delta, Fatal, LeaseRow, MetaChange, Outcome, Reply};
 
 /// Longest TTL of a lease. Unit: seconds.
@@ -104,8 +105,10 @@ fn compact(writer: &mut Writer<'_>, request: &CompactionRequest) -> Result<Reply
     if request.revision > writer.before() {
         return Err(Error::FutureRevision.into());
     }
+    failpoint::hit("compactBeforeCommitScheduledCompact");
     writer.delta.meta.push(MetaChange::ScheduledCompaction(request.revision));
     state.compaction.schedule(request.revision);
+    failpoint::hit("compactAfterCommitScheduledCompact");
     Ok(Reply::Compact(request.physical.then(|| ticket(state, request.revision))))
 }
 

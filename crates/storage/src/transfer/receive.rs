@@ -12,6 +12,7 @@ use super::TransferError;
 use super::wire::{Chunk, Content, Head, Totals, next_pair};
 use crate::disk;
 use crate::engine::{Backend, EngineError};
+use crate::failpoint;
 use crate::keys::{self, Pair, SCHEMA_VERSION, Tables, Tally};
 use crate::mvcc::row;
 use crate::persist::copy::Copy;
@@ -277,6 +278,7 @@ impl Receiver {
     /// # Errors
     /// As [`Receiver::finish`].
     pub fn finish_paced(mut self, mut read: impl FnMut(usize)) -> Result<Received, TransferError> {
+        failpoint::hit("raftBeforeSaveSnap");
         let stage = std::mem::replace(&mut self.stage, Stage::Failed);
         let Stage::Complete(begun) = stage else { return Err(TransferError::Incomplete) };
         let Head { applied, chain, revision, .. } = begun.head;
@@ -302,6 +304,7 @@ impl Receiver {
             let found = loaded.revision();
             return Err(self.bad(format!("revision {revision} is missing, the newest is {found}")));
         }
+        failpoint::hit("raftAfterSaveSnap");
         Ok(Received { draft: self.draft, loaded, tally, scheduled })
     }
 }
