@@ -10,7 +10,7 @@ type Step = (&'static str, fn() -> Result<(), String>);
 
 /// Cheap checks first. The etcd programs come before the tests that compare with them; kube-apiserver
 /// comes last, since it takes longest to build.
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     ("generated code is current", || codegen::run(&["--check".to_string()])),
     ("formatting", || cargo(&["fmt", "--all", "--check"])),
     ("lints", lints),
@@ -18,9 +18,8 @@ const STEPS: [Step; 10] = [
         cargo(&["build", "--release", "-p", "kelson-server", "-p", "kelson-shim"])
     }),
     ("real etcd programs", || peers::ensure().map(drop)),
-    ("unit, storage and wire tests", || {
-        cargo(&["test", "--workspace", "--exclude", "kelson-benches", "--exclude", "kelson-jepsen"])
-    }),
+    ("unit, storage and wire tests", unit_tests),
+    ("crash points", || cargo(&["test", "-p", "kelson-sim"])),
     ("failpoints", failpoints),
     ("benches compile", || cargo(&["check", "-p", "kelson-benches", "--benches"])),
     ("real clients", || crate::interop::run(&[])),
@@ -53,6 +52,14 @@ fn failpoints() -> Result<(), String> {
         return Err(format!("{} was built with failpoints", release.display()));
     }
     Ok(())
+}
+
+/// All tests but those that have a step of their own or none here.
+fn unit_tests() -> Result<(), String> {
+    let apart = ["kelson-benches", "kelson-jepsen", "kelson-sim"];
+    let mut args = vec!["test", "--workspace"];
+    args.extend(apart.iter().flat_map(|package| ["--exclude", package]));
+    cargo(&args)
 }
 
 /// clippy with the lints of the workspace, warnings included. It shares the check builds of the other
