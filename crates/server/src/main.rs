@@ -18,6 +18,14 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|word| word == "lab") {
         return lab::run(&arguments[1..]);
     }
+    match kelson_storage::sabotage::check() {
+        Ok(None) => {}
+        Ok(Some(name)) => eprintln!("THIS MEMBER IS BROKEN ON PURPOSE: {name}"),
+        Err(list) => {
+            eprintln!("{list}");
+            return ExitCode::FAILURE;
+        }
+    }
     keep_small_pages();
     let environment = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
     match config::load(&arguments, environment) {

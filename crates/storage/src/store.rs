@@ -23,6 +23,7 @@ use crate::options::Options;
 use crate::persist::Persister;
 use crate::reader::Reader;
 use crate::recover::Recovered;
+use crate::sabotage::{self, Variant};
 use crate::times::StateTimes;
 use crate::types::{Delta, Fatal, LogId, MetaChange, Outcome, Row};
 
@@ -303,13 +304,17 @@ impl Loader {
     pub(crate) fn finish(self, recovered: Recovered) -> Loaded {
         let scheduled = recovered.scheduled_compaction.max(recovered.finished_compaction);
         let floor = scheduled.unwrap_or(-1).max(recovered.current_revision_floor);
+        let floor = if sabotage::is(Variant::RevisionForgotten) { -1 } else { floor };
         let mut leases = Leases::default();
-        for lease in recovered.leases {
+        for mut lease in recovered.leases {
+            if sabotage::is(Variant::LeaseTtlForgotten) {
+                lease.ttl = 1;
+            }
             leases.put(lease);
         }
         for entry in self.index.iter().filter(|entry| entry.is_live()) {
             let parsed = row::parse(entry.row()).expect("checked when the row was added");
-            if parsed.lease != 0 {
+            if parsed.lease != 0 && !sabotage::is(Variant::LeaseKeysForgotten) {
                 leases.reattach(entry.key(), 0, parsed.lease);
             }
         }

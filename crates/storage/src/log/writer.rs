@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::sabotage::{self, Variant};
 use crate::types::LogId;
 
 use super::disk::{LogFile, write_all};
@@ -183,6 +184,9 @@ impl Writer {
 
     fn note_vote(&mut self, vote: Bytes, done: Done) {
         self.vote = Some(vote);
+        if sabotage::is(Variant::VoteNotSynced) {
+            return done(Ok(()));
+        }
         self.done.push(done);
     }
 
@@ -242,11 +246,11 @@ impl Writer {
         let file = self.active.file.as_ref();
         let path = segment_path(&self.shared.options.dir, self.active.header.sequence);
         let begun = Instant::now();
-        or_abort("write", &path, write_all(file, &self.buffer, self.active.position));
+        or_abort("write", &path, seen(write_all(file, &self.buffer, self.active.position)));
         self.shared.counters.writes.0.add(begun.elapsed());
-        if self.shared.options.fsync {
+        if self.shared.options.fsync && !sabotage::is(Variant::SkipFsync) {
             let begun = Instant::now();
-            or_abort("fdatasync", &path, file.sync_data());
+            or_abort("fdatasync", &path, seen(file.sync_data()));
             self.shared.counters.fsync(begun.elapsed());
         }
         self.shared.counters.wrote(self.records, self.buffer.len());
@@ -410,6 +414,11 @@ fn or_abort<T>(action: &str, path: &Path, result: io::Result<T>) -> T {
             std::process::abort();
         }
     }
+}
+
+/// The result as it is, unless sabotage overlooks failures.
+fn seen(result: io::Result<()>) -> io::Result<()> {
+    if sabotage::is(Variant::WriteErrorSwallowed) { Ok(()) } else { result }
 }
 
 struct AbortOnPanic;
