@@ -145,7 +145,7 @@ mod build {
         (V::LateRefusal, "late-refusal", 5, "now and then a put that was applied is refused"),
         (V::ForwardedTwice, "forwarded-twice", 6, "a slow leader is sent the same batch again"),
         (V::RevisionPerChange, "revision-per-change", 7, "each change of a txn gets a revision"),
-        (V::RevisionForgotten, "revision-forgotten", 8, "a start goes by the rows that are left"),
+        (V::RevisionForgotten, "revision-forgotten", 8, "a start begins one revision too low"),
         (V::AppliedBehind, "applied-behind", 8, "a checkpoint's position is older than its rows"),
         (V::ApplyReadsClock, "apply-reads-clock", 9, "the version of a key depends on the clock"),
         (V::EventDropped, "event-dropped", 10, "every 16th revision reaches no live watcher"),

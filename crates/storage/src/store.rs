@@ -304,7 +304,7 @@ impl Loader {
     pub(crate) fn finish(self, recovered: Recovered) -> Loaded {
         let scheduled = recovered.scheduled_compaction.max(recovered.finished_compaction);
         let floor = scheduled.unwrap_or(-1).max(recovered.current_revision_floor);
-        let floor = if sabotage::is(Variant::RevisionForgotten) { -1 } else { floor };
+        let forgotten = i64::from(sabotage::is(Variant::RevisionForgotten));
         let mut leases = Leases::default();
         for mut lease in recovered.leases {
             if sabotage::is(Variant::LeaseTtlForgotten) {
@@ -334,7 +334,7 @@ impl Loader {
             chain: recovered.chain,
             installed: recovered.installed,
             // An empty store is at revision 1.
-            revision: self.newest.max(floor).max(1),
+            revision: (self.newest - forgotten).max(floor).max(1),
             scheduled: scheduled.unwrap_or(-1),
             finished: recovered.finished_compaction.unwrap_or(-1),
         }

@@ -147,7 +147,7 @@ impl Kv for KvService {
         }
         let outcome = self.node.propose(Op::Put(request)).await?;
         if sabotage::is(Variant::LateRefusal) && outcome.revision % 16 == 0 {
-            return Err(Error::TooManyRequests.into());
+            return Err(Error::NoSpace.into());
         }
         match outcome.result? {
             Reply::Put(mut response) => {

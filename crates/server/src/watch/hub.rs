@@ -399,7 +399,8 @@ impl<S: Source> Hub<S> {
             Delivery::Events(revision, hits) => (revision.bytes(), hits.as_slice().len() as i64),
             Delivery::Joined(_) | Delivery::Progress(..) => (0, 0),
         };
-        let is_full = || guest.lane.queued_bytes.load(Ordering::Relaxed) > self.tuning.queue_bytes;
+        let is_full =
+            || guest.lane.queued_bytes.load(Ordering::Relaxed) + bytes > self.tuning.queue_bytes;
         while sabotage::is(Variant::SlowWatcherBlocks) && is_full() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }

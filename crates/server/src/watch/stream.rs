@@ -528,7 +528,7 @@ where
         }
         for slot in slots {
             if let Some(watcher) = self.watchers.get_mut(*slot) {
-                let back = i64::from(sabotage::is(Variant::EventRepeated));
+                let back = i64::from(next > 2 && sabotage::is(Variant::EventRepeated));
                 watcher.interest.next = watcher.interest.next.max(next - back);
             }
         }
