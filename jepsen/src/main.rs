@@ -37,6 +37,7 @@ usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed 
   wiped [--existing]                       a follower comes back with an empty disk
   both COMMAND ...                         the same against etcd and Kelson, and a table
   check DIR                                judge a recorded run again
+  mutants [--only VARIANT]...              break one promise at a time; each must be noticed
   selftest [--seeds 40]                    plant errors in valid histories; each must be found";
 
 fn main() -> ExitCode {
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         "wiped" => commands::wiped::run(args),
         "both" => commands::both::run(args),
         "check" => check_again(args),
+        "mutants" => commands::mutants::run(args),
         "selftest" => selftest::run(args),
         _ => Err(USAGE.into()),
     };

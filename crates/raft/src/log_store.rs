@@ -11,6 +11,7 @@ use std::sync::Arc;
 use futures::Stream;
 use kelson_storage::failpoint;
 use kelson_storage::log::{self, Log, LogError};
+use kelson_storage::sabotage::{self, Variant};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
@@ -144,9 +145,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        *self.vote.lock() = Some(*vote);
+        let is_first = self.vote.lock().replace(*vote).is_none();
         // A vote for someone else ends local reads before it can be sent.
         self.progress.set_vote(vote);
+        if sabotage::is(Variant::VoteForgotten) && !is_first {
+            return Ok(());
+        }
         let bytes = codec::encode_vote(vote);
         settled(|done| self.log.save_vote(bytes, done)).await
     }

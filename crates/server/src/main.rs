@@ -21,6 +21,14 @@ fn main() -> ExitCode {
         Some("log") => return dump_log::run(&arguments[1..]),
         _ => {}
     }
+    match kelson_storage::sabotage::check() {
+        Ok(None) => {}
+        Ok(Some(name)) => eprintln!("THIS MEMBER IS BROKEN ON PURPOSE: {name}"),
+        Err(list) => {
+            eprintln!("{list}");
+            return ExitCode::FAILURE;
+        }
+    }
     keep_small_pages();
     let environment = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
     match config::load(&arguments, environment) {

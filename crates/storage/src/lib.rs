@@ -18,6 +18,7 @@ mod options;
 mod persist;
 mod reader;
 mod recover;
+pub mod sabotage;
 mod snapshot;
 mod store;
 mod times;

@@ -4,19 +4,21 @@
 use std::process::Command;
 use std::time::Instant;
 
-use crate::{codegen, peers, root, run_command};
+use crate::{codegen, guarantees, peers, root, run_command, sabotage};
 
 type Step = (&'static str, fn() -> Result<(), String>);
 
 /// Cheap checks first. The etcd programs come before the tests that compare with them; kube-apiserver
 /// comes last, since it takes longest to build.
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 13] = [
     ("generated code is current", || codegen::run(&["--check".to_string()])),
+    ("guarantees are current", || guarantees::run(&["--check".to_string()])),
     ("formatting", || cargo(&["fmt", "--all", "--check"])),
     ("lints", lints),
     ("release build", || {
         cargo(&["build", "--release", "-p", "kelson-server", "-p", "kelson-shim"])
     }),
+    ("no sabotage in the release", sabotage::check),
     ("real etcd programs", || peers::ensure().map(drop)),
     ("unit, storage and wire tests", unit_tests),
     ("crash points", || cargo(&["test", "-p", "kelson-sim"])),

@@ -2,6 +2,7 @@
 
 pub(crate) mod both;
 pub(crate) mod failover;
+pub(crate) mod mutants;
 pub(crate) mod replace;
 pub(crate) mod smoke;
 pub(crate) mod storm;

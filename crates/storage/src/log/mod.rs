@@ -45,6 +45,7 @@ pub use fuzz::fuzz_segment;
 pub use sim::{Call, Crash, Faults, SimDisk};
 pub use stats::{FSYNC_BUCKETS, LogStats, fsync_bucket_bound};
 
+use crate::sabotage::{self, Variant};
 use crate::times::TimesRead;
 use crate::types::LogId;
 use memory::Memory;
@@ -368,6 +369,10 @@ impl Log {
             return done(Err(error));
         }
         memory.has_vote = true;
+        if sabotage::is(Variant::VoteNotSynced) {
+            self.send(Operation::Vote { vote, done: Box::new(drop) });
+            return done(Ok(()));
+        }
         self.send(Operation::Vote { vote, done });
     }
 

@@ -15,6 +15,7 @@ use super::state::{Failure, State, count};
 use super::txn;
 use super::write::Writer;
 use crate::failpoint;
+use crate::sabotage::{self, Variant};
 use crate::types::{CompactionTicket, Delta, Fatal, LeaseRow, MetaChange, Outcome, Reply};
 
 /// Longest TTL of a lease. Unit: seconds.
@@ -128,7 +129,7 @@ fn grant(writer: &mut Writer<'_>, request: &LeaseGrantRequest) -> Result<Reply, 
     let row = LeaseRow { id: request.id, ttl: request.ttl, remaining_ttl: 0 };
     {
         let mut leases = writer.state.leases.write();
-        if leases.contains(request.id) {
+        if leases.contains(request.id) && !sabotage::is(Variant::LeaseIdReused) {
             return Err(Error::LeaseExists.into());
         }
         leases.put(row);

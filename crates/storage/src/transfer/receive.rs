@@ -19,6 +19,7 @@ use crate::persist::copy::Copy;
 use crate::persist::{Claim, Place, Signals, Start};
 use crate::reader::Reader;
 use crate::recover::{self, open_patiently};
+use crate::sabotage::{self, Variant};
 use crate::store::{Loaded, Loader};
 use crate::types::LogId;
 
@@ -79,6 +80,10 @@ impl Draft {
         // The engine does not survive a full disk.
         if disk::is_low(&self.dir) {
             return Err(TransferError::NoSpace);
+        }
+        if sabotage::is(Variant::InstallInPieces) {
+            let named = recover::name_current(&self.place, &self.dir);
+            named.map_err(|error| TransferError::Storage(error.to_string()))?;
         }
         self.waiting_bytes = 0;
         Ok(self.copy.put(std::mem::take(&mut self.waiting))?)
