@@ -195,8 +195,9 @@ fn a_lease_ends_in_time_whoever_leads() {
         kv.put(put_of("leased", "1", 7)).await.expect("a put");
         cluster.kill(leader);
         cluster.leader().await;
-        // A new leader gives the whole time again; twice that and some seconds are enough.
-        let limit = Duration::from_secs(2 * ttl as u64 + 8);
+        // A new leader gives the whole time again; twice that and half a minute are enough
+        // on any machine.
+        let limit = Duration::from_secs(2 * ttl as u64 + 30);
         loop {
             // Before the question: what is gone at the answer may have gone after it.
             let age = granted.elapsed();
@@ -252,7 +253,7 @@ fn a_majority_goes_on_within_seconds_without_the_leader() {
         let begun = Instant::now();
         let mut kv = KvClient::new(cluster.channel(survivor));
         // One to two election timeouts of a second; the rest is for busy machines.
-        let limit = Duration::from_secs(8);
+        let limit = Duration::from_secs(11);
         loop {
             let write = kv.put(put_of("a", "2", 0));
             if matches!(tokio::time::timeout(Duration::from_secs(1), write).await, Ok(Ok(_))) {
@@ -279,7 +280,7 @@ fn a_member_that_was_away_serves_again_within_seconds() {
         }
         cluster.spawn(away);
         let begun = Instant::now();
-        let limit = Duration::from_secs(10);
+        let limit = Duration::from_secs(30);
         let mut kv = KvClient::new(cluster.channel(away));
         loop {
             let read = tokio::time::timeout(Duration::from_secs(1), kv.range(range_of("a"))).await;
