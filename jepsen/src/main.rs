@@ -28,6 +28,8 @@ const USAGE: &str = "\
 usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed N] [--store DIR]
                       [--flag=--name=value]... [--keep-data]
                       [--sabotage-local-reads]  (send linearizable reads as serializable: must fail)
+  run [--workload mixed] [--seconds 30] [--rate 300]
+                                           one workload without faults
   failover [--rounds 50] [--rate 200]      kill the leader under load, time to the next write
   smoke [--seconds 10] [--rate 300]        partitions, loss, delay, pause, one after the other
   replace [--rounds 3] [--mib 2048] [--rate 200]
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
     let command = words.next().unwrap_or_default();
     let args = Args::new(words);
     let valid = match command.as_str() {
+        "run" => commands::run::run(args),
         "failover" => commands::failover::run(args),
         "smoke" => commands::smoke::run(args),
         "replace" => commands::replace::run(args),
