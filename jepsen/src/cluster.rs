@@ -1,7 +1,7 @@
 //! Members as processes: start, kill, pause, restart, logs, and the disks they write to. It never looks
 //! into a member's files and never speaks to a member; commands and faults call it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -80,6 +80,11 @@ struct Member {
     paused: bool,
     /// Ended by the harness, or by its own removal: its death is no finding.
     excused: bool,
+    /// Starts so far, and those after which it was free to end by itself, with loud words.
+    starts: usize,
+    forgiven: BTreeSet<usize>,
+    /// How it ended before the harness came to end it.
+    fallen: Vec<ExitStatus>,
 }
 
 /// Starts processes from one thread that lives as long as the harness: a member dies with the thread
@@ -151,15 +156,20 @@ impl Cluster {
         flag("initial-cluster-token", "jepsen".into());
         flag("initial-cluster-state", if existing { "existing" } else { "new" }.into());
         flags.extend(self.setup.extra.iter().cloned());
-        let state = Member { flags, image, page, child: None, paused: false, excused: false };
+        let before = self.members.remove(&member);
+        let (starts, forgiven, fallen) = before.map_or_else(Default::default, |before| {
+            (before.starts, before.forgiven, before.fallen)
+        });
+        let (child, paused, excused) = (None, false, false);
+        let state = Member { flags, image, page, child, paused, excused, starts, forgiven, fallen };
         self.members.insert(member, state);
         self.restart(member)
     }
 
     /// The disk and the page of a member: those it had, or new ones.
     fn belongings(&mut self, member: usize) -> io::Result<(Option<Image>, Option<Page>)> {
-        if let Some(before) = self.members.remove(&member) {
-            return Ok((before.image, before.page));
+        if let Some(before) = self.members.get_mut(&member) {
+            return Ok((before.image.take(), before.page.take()));
         }
         let folder = self.folder(member);
         let make = |kind| Image::create(&folder.join("disk"), kind, DISK_MIB);
@@ -191,6 +201,7 @@ impl Cluster {
             None => sys::tie(&mut command),
         }
         state.child = Some(self.launcher.spawn(command)?);
+        state.starts += 1;
         state.paused = false;
         state.excused = false;
         Ok(())
@@ -199,12 +210,22 @@ impl Cluster {
     /// Sends SIGKILL and waits for the end.
     pub(crate) fn kill(&mut self, member: usize) -> io::Result<()> {
         let state = self.members.get_mut(&member).ok_or_else(|| unknown(member))?;
-        state.excused = true;
+        let excused = std::mem::replace(&mut state.excused, true);
         if let Some(mut child) = state.child.take() {
+            if let Some(status) = child.try_wait()?.filter(|_| !excused) {
+                state.fallen.push(status);
+            }
             child.kill()?;
             child.wait()?;
         }
         Ok(())
+    }
+
+    /// Asks a member to stop in order.
+    pub(crate) fn terminate(&mut self, member: usize) -> io::Result<()> {
+        self.excuse(member);
+        let pid = self.pid(member).ok_or_else(|| unknown(member))?;
+        kill_process(pid, Signal::TERM).map_err(io::Error::from)
     }
 
     /// Deletes the data of a member that does not run.
@@ -241,10 +262,12 @@ impl Cluster {
         text.rsplit(STARTED).next().unwrap_or_default().to_owned()
     }
 
-    /// From now on this member may end by itself: it was removed from the cluster.
+    /// Until its next start this member may end by itself: it was removed from the cluster, or was
+    /// hurt in a way that it must not survive.
     pub(crate) fn excuse(&mut self, member: usize) {
         if let Some(state) = self.members.get_mut(&member) {
             state.excused = true;
+            state.forgiven.insert(state.starts);
         }
     }
 
@@ -283,13 +306,16 @@ impl Cluster {
 
     /// Members that ended although nobody told them to, with how they ended.
     pub(crate) fn deaths(&mut self) -> Vec<(usize, ExitStatus)> {
-        let suspects: Vec<usize> = self
-            .members
-            .iter()
-            .filter(|(_, state)| !state.excused)
-            .map(|(member, _)| *member)
-            .collect();
-        suspects.into_iter().filter_map(|member| Some((member, self.ended(member)?))).collect()
+        let mut deaths = Vec::new();
+        for (member, state) in &mut self.members {
+            deaths.extend(state.fallen.iter().map(|status| (*member, *status)));
+            if let Some(child) = state.child.as_mut().filter(|_| !state.excused)
+                && let Ok(Some(status)) = child.try_wait()
+            {
+                deaths.push((*member, status));
+            }
+        }
+        deaths
     }
 
     /// Kills all members; with `keep` false their data goes too, logs stay.
@@ -343,17 +369,22 @@ impl Cluster {
         self.lines(true, received).len()
     }
 
-    /// Lines of logs that fit, cut to a readable length; of excused members only if asked to.
-    fn lines(&self, excused: bool, fits: impl Fn(&str) -> bool) -> Vec<String> {
+    /// Lines of logs that fit, cut to a readable length; from times in which a member was free to end
+    /// only if asked to.
+    fn lines(&self, forgiven: bool, fits: impl Fn(&str) -> bool) -> Vec<String> {
         let mut found = Vec::new();
         for (member, state) in &self.members {
-            if state.excused && !excused {
-                continue;
-            }
             let Ok(log) = std::fs::read(self.folder(*member).join("log")) else { continue };
-            for line in String::from_utf8_lossy(&log).lines().filter(|line| fits(line)) {
-                let short: String = line.chars().take(300).collect();
-                found.push(format!("{}: {short}", name(*member)));
+            let text = String::from_utf8_lossy(&log);
+            // What comes before the first start is nothing.
+            for (start, part) in text.split(STARTED).enumerate() {
+                if state.forgiven.contains(&start) && !forgiven {
+                    continue;
+                }
+                for line in part.lines().filter(|line| fits(line)) {
+                    let short: String = line.chars().take(300).collect();
+                    found.push(format!("{}: {short}", name(*member)));
+                }
             }
         }
         found

@@ -18,9 +18,11 @@ mod page;
 mod report;
 mod rng;
 mod run;
+mod scenario;
 mod schedule;
 mod selftest;
 mod sys;
+mod timeline;
 mod watcher;
 mod workload;
 
@@ -38,11 +40,13 @@ usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed 
   run --smoke                              ten faults of six classes, about a minute
   run --matrix [--workload W]... [--class C]... [--seconds 30] [--rate 300] [--disk auto]
                                            every workload against every class, and a table
+  scenario [NAME]...                       directed scenarios, all if none is named
   soak [--hours 1] [--episode 300] [--ledger jepsen/ledger.jsonl]
                                            fresh clusters and seeds until something is violated
   replay DIR [--times 5]                   the seed and schedule of a recorded run again
   check DIR                                judge a recorded run again
   shrink DIR                               leave out of a bad history what its rule does not need
+  report DIR                               judge a recorded run again and draw its timeline
   failover [--rounds 50] [--rate 200]      kill the leader under load, time to the next write
   smoke [--seconds 10] [--rate 300]        partitions, loss, delay, pause, one after the other
   replace [--rounds 3] [--mib 2048] [--rate 200]
@@ -59,9 +63,11 @@ fn main() -> ExitCode {
     let args = Args::new(words);
     let valid = match command.as_str() {
         "run" => commands::run::run(args),
+        "scenario" => commands::scenario::run(args),
         "soak" => commands::soak::run(args),
         "replay" => commands::replay::run(args),
         "shrink" => commands::shrink::run(args),
+        "report" => commands::report::run(args),
         "failover" => commands::failover::run(args),
         "smoke" => commands::smoke::run(args),
         "replace" => commands::replace::run(args),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::history::{History, WatchWhat};
 use crate::nemesis::Outcome;
 use crate::run::{Plan, Run, Verdict, tally};
+use crate::timeline::{Picture, html};
 
 /// What a command measured: rows of name, value and unit, in order.
 pub(crate) type Extra = Vec<(String, f64, String)>;
@@ -109,9 +110,24 @@ pub(crate) fn write(
     std::fs::write(run.dir.join("summary.json"), json)?;
     let text = text(run, history, verdict, &summary).expect("a string takes all that is written");
     std::fs::write(run.dir.join("report.md"), &text)?;
+    std::fs::write(run.dir.join("timeline.html"), timeline(run, history, verdict)?)?;
     println!("\n{text}");
     println!("report in {}", run.dir.display());
     Ok(())
+}
+
+fn timeline(run: &Run, history: &History, verdict: &Verdict) -> io::Result<String> {
+    let faults = run.faults.all()?;
+    let remarks = [verdict.findings.clone(), verdict.gaps.clone()].concat();
+    let title = format!("{}, {}, seed {}", run.plan.name, run.plan.target.name(), run.plan.seed);
+    Ok(html(&Picture {
+        title: &title,
+        verdict: verdict.word(),
+        history,
+        violations: &verdict.violations,
+        remarks: &remarks,
+        faults: &faults,
+    }))
 }
 
 fn text(

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -128,6 +128,8 @@ pub(crate) struct Run {
     gaps: Mutex<Vec<String>>,
     /// The place of the member that joins next.
     next: AtomicUsize,
+    /// Revisions before this one may be gone.
+    pub(crate) compacted: AtomicI64,
     clients: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -222,6 +224,7 @@ impl Run {
         let faults = Recorder::create(&file("faults.jsonl"))?;
         let run = Self {
             next: AtomicUsize::new(plan.members + 1),
+            compacted: AtomicI64::new(0),
             plan,
             dir,
             clock,

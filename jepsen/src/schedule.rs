@@ -53,11 +53,11 @@ pub(crate) struct Schedule {
 /// Time that a fault takes beyond its calm and hold, roughly. Unit: milliseconds.
 fn cost(fault: Fault) -> u64 {
     match (fault, fault.class()) {
-        (Fault::WipedMember | Fault::StaleCopy, _) | (_, Class::Corruption) => 9_000,
-        (_, Class::Member) => 7_000,
-        (_, Class::Disk) => 2_500,
-        (_, Class::Network | Class::Process) => 1_500,
-        (_, Class::Clock | Class::Admin) => 500,
+        (Fault::WipedMember | Fault::StaleCopy, _) | (_, Class::Corruption) => 5_000,
+        (_, Class::Member) => 5_000,
+        (_, Class::Disk) => 1_500,
+        (_, Class::Network | Class::Process) => 700,
+        (_, Class::Clock | Class::Admin | Class::Scenario) => 200,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::args::Args;
 use crate::nemesis::{Class, Fault};
 use crate::report::Summary;
 use crate::run::Plan;
+use crate::scenario::Scenario;
 use crate::sys;
 use crate::workload::Workload;
 
@@ -24,6 +25,8 @@ struct Cell {
 
 pub(crate) fn run(mut args: Args) -> Result<bool, String> {
     let (workloads, classes) = (args.many("workload"), args.many("class"));
+    // Whoever picks rows or columns wants those and no more.
+    let whole = workloads.is_empty() && classes.is_empty();
     let seconds = args.number("seconds", 30)?.to_string();
     let (rate, disk) = (args.text("rate", "300")?, args.text("disk", "auto")?);
     let plan = Plan::from_args("matrix", &mut args)?;
@@ -58,8 +61,16 @@ pub(crate) fn run(mut args: Args) -> Result<bool, String> {
         std::fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
         std::fs::write(dir.join("matrix.md"), &table).map_err(|error| error.to_string())?;
     }
+    let scenarios = match whole {
+        true => {
+            let plan = Plan { into: Some(dir.join("scenarios")), ..plan };
+            super::scenario::several(&plan, &Scenario::all())?
+        }
+        false => true,
+    };
     println!("\n{}\ntable in {}", table(&results), dir.join("matrix.md").display());
-    Ok(results.values().all(|summary| summary.as_ref().is_some_and(|summary| summary.valid)))
+    Ok(scenarios
+        && results.values().all(|summary| summary.as_ref().is_some_and(|summary| summary.valid)))
 }
 
 fn chosen<T: Copy>(
@@ -136,6 +147,9 @@ fn table(results: &Results) -> String {
 fn cell(summary: Option<&Summary>) -> String {
     let Some(summary) = summary else { return "no result".into() };
     let faults: usize = summary.faults.values().sum();
+    if faults == 0 {
+        return format!("{}: no fault possible", summary.verdict);
+    }
     format!("{}: {faults} faults, {} operations", summary.verdict, summary.operations)
 }
 

@@ -1,6 +1,7 @@
 //! What administrators do to a cluster that serves: compact, defragment, take a snapshot, disarm
 //! alarms. These calls are no part of a history; their effect on it must be none.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kelson_api::etcdserverpb as pb;
@@ -52,10 +53,18 @@ fn members(run: &Run) -> Vec<usize> {
 /// Compacts as far as every watcher has read, so that none is thrown off its stream.
 async fn compact(run: &Run) -> Result<String, String> {
     let members = members(run);
-    let read = members.iter().map(|member| run.watchers.reached(*member)).min().unwrap_or(0);
-    if read < 2 {
-        return Err("the watchers have seen nothing yet".into());
+    let read = || members.iter().map(|member| run.watchers.reached(*member)).min().unwrap_or(0);
+    let mut tries = 0;
+    while read() <= run.compacted.load(Ordering::Relaxed).max(1) {
+        tries += 1;
+        if tries > 100 {
+            return Err("the watchers have seen nothing new for ten seconds".into());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    let read = read();
+    // Before it is asked for: without an answer it may be done all the same.
+    run.compacted.fetch_max(read, Ordering::Relaxed);
     let request = pb::CompactionRequest { revision: read, physical: true };
     let mut kv = KvClient::new(channel(members[0]));
     kv.compact(request).await.map_err(|status| format!("compact: {status}"))?;

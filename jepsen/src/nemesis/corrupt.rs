@@ -18,6 +18,9 @@ const PAGE: usize = 4096;
 /// A damaged member has come to an end, one way or the other, within this.
 const DECIDES: Duration = Duration::from_secs(60);
 
+/// A log under load has enough in it after this.
+const FILLS: Duration = Duration::from_secs(20);
+
 /// Words of a member that has noticed damage.
 const NOTICED: [&str; 9] = [
     "corrupt",
@@ -33,9 +36,17 @@ const NOTICED: [&str; 9] = [
 
 pub(super) async fn install(fault: Fault, run: &Run, scene: &Scene) -> io::Result<Hurt> {
     let member = scene.follower;
+    let data = run.cluster.lock().data(member);
+    // Right after a start there is little to damage.
+    for _ in 0..FILLS.as_millis() / 200 {
+        if log(&data)?.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     let mut cluster = run.cluster.lock();
     cluster.kill(member)?;
-    let done = damage(fault, &cluster.data(member), &mut Rng::fork(scene.draw, 0));
+    let done = damage(fault, &data, &mut Rng::fork(scene.draw, 0));
     cluster.restart(member)?;
     match done? {
         Some(what) => {
@@ -104,7 +115,11 @@ fn state(data: &Path) -> PathBuf {
 /// One bit in every page that holds anything.
 fn flip_state(data: &Path, rng: &mut Rng) -> io::Result<Option<String>> {
     let mut flipped = 0;
-    for path in files(&state(data))? {
+    // The name of the live state has a checksum of its own; it is the data that are tested here.
+    let all = files(&state(data))?;
+    for path in
+        all.into_iter().filter(|path| path.file_name().is_some_and(|name| name != "CURRENT"))
+    {
         let bytes = std::fs::read(&path)?;
         let file = File::options().write(true).open(&path)?;
         for (number, page) in bytes.chunks(PAGE).enumerate() {
@@ -121,12 +136,13 @@ fn flip_state(data: &Path, rng: &mut Rng) -> io::Result<Option<String>> {
     Ok((flipped > 0).then(|| format!("a bit in each of {flipped} pages of the state")))
 }
 
-/// Removes a file of the log, or one of the state.
+/// Removes a file of the log, or one of the state, that has anything in it.
 fn remove(data: &Path, rng: &mut Rng) -> io::Result<Option<String>> {
     let logs = files(&data.join("member/wal"))?;
     let mut all: Vec<PathBuf> =
         logs.into_iter().filter(|path| path.extension().is_some_and(|end| end == "wal")).collect();
     all.extend(files(&state(data))?);
+    all.retain(|path| path.metadata().is_ok_and(|metadata| metadata.len() > 0));
     if all.is_empty() {
         return Ok(None);
     }

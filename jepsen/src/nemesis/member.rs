@@ -2,6 +2,7 @@
 //! then voter; a dead member goes first). Commands and other faults use the same steps.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kelson_api::etcdserverpb::MemberAddResponse;
@@ -91,6 +92,7 @@ pub(crate) async fn join(run: &Run, new: usize) -> io::Result<Result<(), String>
     let promoted = promote(run, &members, id).await;
     if promoted.is_ok() {
         run.load.members.write().push(new);
+        run.watchers.skip(new, run.compacted.load(Ordering::Relaxed));
         run.watchers.watch(new);
     }
     Ok(promoted)
@@ -136,6 +138,16 @@ async fn promote(run: &Run, members: &[usize], id: u64) -> Result<(), String> {
 
 /// Removes a member, through another one, and ends its process.
 pub(crate) async fn leave(run: &Run, old: usize) -> Result<(), String> {
+    remove(run, old).await?;
+    // A removed member stops by itself; that is what an operator waits for.
+    if run.ended(old, Duration::from_secs(10)).await.is_none() {
+        run.finding(format!("member {old} still runs 10 s after its removal"));
+    }
+    run.cluster.lock().kill(old).map_err(|error| error.to_string())
+}
+
+/// Removes a member, whether it can hear of it or not.
+pub(crate) async fn remove(run: &Run, old: usize) -> Result<(), String> {
     let id = run.monitor.id(old).ok_or("its member id was never seen")?;
     let rest: Vec<usize> =
         run.load.members.read().iter().copied().filter(|member| *member != old).collect();
@@ -157,16 +169,5 @@ pub(crate) async fn leave(run: &Run, old: usize) -> Result<(), String> {
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    answer?;
-    // A removed member stops by itself; that is what an operator waits for.
-    for _ in 0..100 {
-        if run.cluster.lock().ended(old).is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    if run.cluster.lock().ended(old).is_none() {
-        run.finding(format!("member {old} still runs 10 s after its removal"));
-    }
-    run.cluster.lock().kill(old).map_err(|error| error.to_string())
+    answer
 }

@@ -38,6 +38,8 @@ pub(crate) enum Class {
     Clock,
     Member,
     Admin,
+    /// Steps of a directed scenario: no class that faults are drawn from.
+    Scenario,
 }
 
 impl Class {
@@ -60,6 +62,7 @@ impl Class {
             Self::Clock => "clock",
             Self::Member => "member",
             Self::Admin => "admin",
+            Self::Scenario => "scenario",
         }
     }
 
@@ -251,6 +254,7 @@ impl Fault {
             Class::Clock => clock::install(self, run, &scene),
             Class::Member => member::install(self, run, &scene).await,
             Class::Admin => Ok(admin::install(self, run).await),
+            Class::Scenario => unreachable!("no fault is of this class"),
         }
     }
 
@@ -263,7 +267,7 @@ impl Fault {
             return Ok(());
         }
         match self.class() {
-            Class::Network | Class::Admin => Ok(()),
+            Class::Network | Class::Admin | Class::Scenario => Ok(()),
             Class::Process => process::undo(self, run, hurt),
             Class::Disk => disk::undo(self, run, hurt).await,
             Class::Corruption => corrupt::undo(run, hurt).await,
