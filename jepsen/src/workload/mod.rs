@@ -1,6 +1,9 @@
 //! The load: clients that each speak to one member, one operation at a time, and record what came
 //! back. They never retry and never share a process number between two operations in flight; the
-//! commands start and stop them.
+//! commands start and stop them. What they call is drawn by the workloads, one module each.
+
+mod mixed;
+mod register;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,10 +12,104 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::client::{Client, PREFIX};
+use crate::client::Client;
 use crate::history::{Call, Clock, Op, Outcome, Recorder};
 use crate::rng::Rng;
 use crate::run::Plan;
+
+/// What the clients do to the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Workload {
+    /// Puts, transactions, compares, deletes and reads of a few keys and of all.
+    #[default]
+    Mixed,
+    /// Puts, reads and compares of single keys, never crowded: what the second judge sees best.
+    Register,
+}
+
+impl Workload {
+    pub(crate) const ALL: [Self; 2] = [Self::Mixed, Self::Register];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Mixed => "mixed",
+            Self::Register => "register",
+        }
+    }
+
+    /// The workload of this name.
+    pub(crate) fn named(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|workload| workload.name() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("no workload {name:?}; there are {names}")
+        })
+    }
+
+    /// Flags that members need so that this workload sees all that it looks at.
+    pub(crate) fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Mixed | Self::Register => &[],
+        }
+    }
+
+    /// The part of one client.
+    pub(crate) fn script(self, shape: &Shape) -> Box<dyn Script> {
+        match self {
+            Self::Mixed => Box::new(mixed::Mixed { keys: shape.keys }),
+            Self::Register => Box::new(register::Register { keys: shape.keys }),
+        }
+    }
+}
+
+/// One client's part in a workload: it draws calls and learns from what came of them. It never calls
+/// anybody itself, so that made-up histories are drawn by the same code as real runs.
+pub(crate) trait Script: Send {
+    /// The next call. Every value written must begin with that of the turn, which is unique.
+    fn draw(&mut self, turn: &mut Turn<'_>) -> Call;
+
+    /// What came of the last call.
+    fn learn(&mut self, op: &Op, board: &mut Board);
+}
+
+/// What a client has at hand when it draws a call.
+pub(crate) struct Turn<'a> {
+    pub(crate) rng: &'a mut Rng,
+    pub(crate) board: &'a mut Board,
+    /// Unique to this turn.
+    pub(crate) value: String,
+}
+
+/// What the clients of a run tell each other. They draw from it; no check relies on it.
+#[derive(Debug, Default)]
+pub(crate) struct Board {
+    /// Newest mod revision seen per key, so that some compares hold. Bounded by the keys.
+    seen: HashMap<String, i64>,
+}
+
+impl Board {
+    /// Remembers the mod revisions that an answer shows.
+    fn note(&mut self, op: &Op) {
+        if op.outcome != Outcome::Ok {
+            return;
+        }
+        for row in &op.rows {
+            self.seen.insert(row.key.clone(), row.modified);
+        }
+        if op.wrote() {
+            for (key, _) in op.call.puts() {
+                self.seen.insert(key.to_owned(), op.revision);
+            }
+            if let Call::Delete { key } = &op.call {
+                self.seen.insert(key.clone(), 0);
+            }
+        }
+    }
+
+    /// The newest mod revision of a key that anybody saw, 0 for none.
+    fn modified(&self, key: &str) -> i64 {
+        self.seen.get(key).copied().unwrap_or(0)
+    }
+}
 
 /// What all clients of a run share.
 pub(crate) struct Load {
@@ -24,14 +121,14 @@ pub(crate) struct Load {
     /// Linearizable reads are asked as serializable ones: the checks must notice.
     sabotage: bool,
     processes: AtomicU64,
-    /// Newest mod revision seen per key, so that some compares hold. Bounded by the keys.
-    seen: Mutex<HashMap<String, i64>>,
+    board: Mutex<Board>,
     stop: AtomicBool,
 }
 
 /// How the load looks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
+    pub(crate) workload: Workload,
     pub(crate) clients: usize,
     pub(crate) keys: u64,
     /// Operations per second, all clients together: an upper bound.
@@ -42,7 +139,13 @@ pub(crate) struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { clients: 10, keys: 15, rate: 300, timeout: Duration::from_secs(2) }
+        Self {
+            workload: Workload::Mixed,
+            clients: 10,
+            keys: 15,
+            rate: 300,
+            timeout: Duration::from_secs(2),
+        }
     }
 }
 
@@ -55,7 +158,7 @@ impl Load {
             seed: plan.seed,
             sabotage: plan.local_reads,
             processes: AtomicU64::new(1),
-            seen: Mutex::default(),
+            board: Mutex::default(),
             stop: AtomicBool::new(false),
         }
     }
@@ -109,24 +212,6 @@ impl Load {
         op
     }
 
-    fn learn(&self, op: &Op) {
-        if op.outcome != Outcome::Ok {
-            return;
-        }
-        let mut seen = self.seen.lock();
-        for row in &op.rows {
-            seen.insert(row.key.clone(), row.modified);
-        }
-        if op.wrote() {
-            for (key, _) in op.call.puts() {
-                seen.insert(key.to_owned(), op.revision);
-            }
-            if let Call::Delete { key } = &op.call {
-                seen.insert(key.clone(), 0);
-            }
-        }
-    }
-
     /// Ends all clients after the operations they are in.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -149,6 +234,7 @@ pub(crate) fn start(load: &Arc<Load>, shape: Shape) -> Vec<tokio::task::JoinHand
 
 async fn client(load: Arc<Load>, shape: Shape, index: usize) {
     let mut rng = Rng::fork(load.seed, index as u64);
+    let mut script = shape.workload.script(&shape);
     let mut process = load.process();
     let mut number = 0;
     let mut connection: Option<(usize, Client)> = None;
@@ -163,9 +249,13 @@ async fn client(load: Arc<Load>, shape: Shape, index: usize) {
         let (at, client) =
             connection.take().unwrap_or_else(|| (member, Client::new(member, shape.timeout)));
         number += 1;
-        let call = draw(&load, &mut rng, shape.keys, &format!("{process}.{number}"));
+        let value = format!("{process}.{number}");
+        let call = {
+            let board = &mut load.board.lock();
+            script.draw(&mut Turn { rng: &mut rng, board, value })
+        };
         let op = load.perform(&client, process, at, call).await;
-        load.learn(&op);
+        script.learn(&op, &mut load.board.lock());
         match op.outcome {
             // The member may have been taken out of the cluster meanwhile.
             Outcome::Ok if at == member => connection = Some((at, client)),
@@ -174,30 +264,5 @@ async fn client(load: Arc<Load>, shape: Shape, index: usize) {
             Outcome::Fail => tokio::time::sleep(Duration::from_millis(50)).await,
             Outcome::Unknown => process = load.process(),
         }
-    }
-}
-
-/// Draws the next call. Every written value is unique, which the checks rely on.
-fn draw(load: &Load, rng: &mut Rng, keys: u64, value: &str) -> Call {
-    let number = rng.below(keys);
-    let key = format!("{PREFIX}{number}");
-    let value = value.to_owned();
-    match rng.below(100) {
-        0..25 => Call::Put { key, value },
-        25..33 => {
-            // A transaction may not put one key twice.
-            let other = format!("{PREFIX}{}", (number + 1 + rng.below(keys - 1)) % keys);
-            let second = format!("{value}.b");
-            Call::PutTwo { first: (key, value), second: (other, second) }
-        }
-        33..55 => {
-            let expect = load.seen.lock().get(&key).copied().unwrap_or(0);
-            Call::Cas { key, expect, value }
-        }
-        55..61 => Call::Delete { key },
-        61..78 => Call::Get { key, serializable: false },
-        78..86 => Call::Get { key, serializable: true },
-        86..94 => Call::List { serializable: false },
-        _ => Call::List { serializable: true },
     }
 }
