@@ -10,11 +10,15 @@ type Step = (&'static str, fn() -> Result<(), String>);
 
 /// Cheap checks first. The etcd programs come before the tests that compare with them; kube-apiserver
 /// comes last, since it takes longest to build.
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 14] = [
     ("generated code is current", || codegen::run(&["--check".to_string()])),
     ("guarantees are current", || guarantees::run(&["--check".to_string()])),
     ("formatting", || cargo(&["fmt", "--all", "--check"])),
     ("lints", lints),
+    ("the build to break", || {
+        let features = ["--features", "sabotage", "--", "-D", "warnings"];
+        cargo(&[&["clippy", "-p", "kelson-server"][..], &features].concat())
+    }),
     ("release build", || {
         cargo(&["build", "--release", "-p", "kelson-server", "-p", "kelson-shim"])
     }),

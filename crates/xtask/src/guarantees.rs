@@ -139,8 +139,10 @@ fn exists(test: &str) -> Result<bool, String> {
 fn jepsen_knows(words: &str) -> Result<bool, String> {
     let mut words = words.split(' ');
     let command = words.next().unwrap_or_default();
-    let faults = read("jepsen/src/nemesis.rs")?;
-    let is_known = |word: &str| word.starts_with("--") || faults.contains(&format!("\"{word}\""));
+    let sources = sources(&root().join("jepsen/src"));
+    let is_known = |word: &str| {
+        word.starts_with("--") || sources.iter().any(|text| text.contains(&format!("\"{word}\"")))
+    };
     let has_command = read("jepsen/src/main.rs")?.contains(&format!("\"{command}\" =>"));
     Ok(has_command && words.all(is_known))
 }
@@ -159,37 +161,45 @@ fn sources(folder: &std::path::Path) -> Vec<String> {
     texts
 }
 
-/// What the runs in the ledger amount to.
-#[derive(Debug, Default, PartialEq)]
-struct Ledger {
-    runs: u64,
-    seconds: f64,
+/// What runs against clusters of one size amount to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Runs {
+    minutes: u64,
+    episodes: u64,
+    faults: u64,
     operations: u64,
     events: u64,
+    /// Episodes that prove nothing, because a fault did not happen or a result is missing.
+    inconclusive: u64,
+    /// Lines that end with a violation.
     violated: u64,
-    /// How often each fault was there.
-    faults: BTreeMap<String, u64>,
 }
 
-/// Adds up the lines of the ledger; one that lacks a field is an error, not zero.
+/// By number of members.
+type Ledger = BTreeMap<u64, Runs>;
+
+/// Adds up the lines of the ledger that are about Kelson, as `jepsen soak` writes them; one that lacks
+/// a field is an error, not zero.
 fn ledger(text: &str) -> Result<Ledger, String> {
-    let mut sum = Ledger::default();
+    let mut ledger = Ledger::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let lacks = |what: &str| format!("{LEDGER}, line {}: no {what}", number + 1);
-        let run: Value = serde_json::from_str(line).map_err(|error| lacks(&error.to_string()))?;
-        let count = |name: &str| run[name].as_u64().ok_or_else(|| lacks(name));
-        sum.runs += 1;
-        sum.seconds += run["seconds"].as_f64().ok_or_else(|| lacks("seconds"))?;
+        let hour: Value = serde_json::from_str(line).map_err(|error| lacks(&error.to_string()))?;
+        let count = |name: &str| hour[name].as_u64().ok_or_else(|| lacks(name));
+        let text = |name: &str| hour[name].as_str().ok_or_else(|| lacks(name));
+        if text("target")? != "kelson" {
+            continue;
+        }
+        let sum = ledger.entry(count("members")?).or_default();
+        sum.minutes += count("minutes")?;
+        sum.episodes += count("episodes")?;
+        sum.faults += count("faults")?;
         sum.operations += count("operations")?;
         sum.events += count("events")?;
-        let verdict = run["verdict"].as_str().ok_or_else(|| lacks("verdict"))?;
-        sum.violated += u64::from(verdict != "valid");
-        for (fault, times) in run["faults"].as_object().ok_or_else(|| lacks("faults"))? {
-            let times = times.as_u64().ok_or_else(|| lacks("number of a fault"))?;
-            *sum.faults.entry(fault.clone()).or_default() += times;
-        }
+        sum.inconclusive += count("inconclusive")?;
+        sum.violated += u64::from(text("verdict")? != "valid");
     }
-    Ok(sum)
+    Ok(ledger)
 }
 
 fn document(claims: &[Claim], ledger: &Ledger) -> String {
@@ -231,25 +241,23 @@ fn document(claims: &[Claim], ledger: &Ledger) -> String {
 
 fn runs(ledger: &Ledger) -> String {
     let mut out = String::from("\n## What was run\n\n");
-    if ledger.runs == 0 {
+    if ledger.is_empty() {
         out += "Nothing is in the ledger yet: no long run has been recorded.\n";
         return out;
     }
-    let faults: u64 = ledger.faults.values().sum();
-    writeln!(
-        out,
-        "{} runs, {:.1} hours against real processes: {faults} faults, {} operations and {} watch events\n\
-         judged, {} runs with a violation.\n",
-        ledger.runs,
-        ledger.seconds / 3600.0,
-        ledger.operations,
-        ledger.events,
-        ledger.violated
-    )
-    .expect("text grows");
-    out += "| Fault | Times |\n|---|---|\n";
-    for (fault, times) in &ledger.faults {
-        writeln!(out, "| {fault} | {times} |").expect("text grows");
+    out += "Real processes under faults, judged by what their clients saw (`jepsen soak`). An episode is\n\
+            inconclusive if a planned fault did not happen or a result is missing; it counts for nothing.\n\n\
+            | Members | Hours | Episodes | Inconclusive | Faults | Operations | Watch events | Violations |\n\
+            |---|---|---|---|---|---|---|---|\n";
+    for (members, runs) in ledger {
+        let Runs { minutes, episodes, faults, operations, events, inconclusive, violated } = runs;
+        let hours = *minutes as f64 / 60.0;
+        writeln!(
+            out,
+            "| {members} | {hours:.1} | {episodes} | {inconclusive} | {faults} | {operations} | \
+             {events} | {violated} |"
+        )
+        .expect("text grows");
     }
     out
 }
@@ -274,12 +282,17 @@ mod tests {
     #[test]
     fn a_ledger_is_added_up_or_refused() {
         assert!(runs(&ledger("").expect("empty")).contains("Nothing is in the ledger"));
-        let line =
-            r#"{"seconds":1800,"operations":5,"events":7,"verdict":"valid","faults":{"kill":2}}"#;
-        let sum = ledger(&format!("{line}\n{line}\n")).expect("two runs");
-        assert_eq!((sum.runs, sum.seconds, sum.operations, sum.violated), (2, 3600.0, 10, 0));
-        assert_eq!(sum.faults["kill"], 4);
-        assert!(ledger(r#"{"seconds":1}"#).is_err());
+        let line = |target: &str, verdict: &str| {
+            format!(
+                r#"{{"target":"{target}","members":3,"minutes":30,"episodes":6,"faults":40,"operations":5,"events":7,"inconclusive":1,"verdict":"{verdict}"}}"#
+            )
+        };
+        let (valid, bad) = (line("kelson", "valid"), line("kelson", "VIOLATED"));
+        let other = line("etcd", "VIOLATED");
+        let sum = ledger(&format!("{valid}\n{other}\n{bad}\n")).expect("three hours");
+        assert_eq!((sum.len(), sum[&3].minutes, sum[&3].faults, sum[&3].violated), (1, 60, 80, 1));
+        assert!(runs(&sum).contains("| 3 | 1.0 | 12 | 2 | 80 | 10 | 14 | 1 |"), "{}", runs(&sum));
+        assert!(ledger(r#"{"target":"kelson","members":3}"#).is_err());
     }
 
     #[test]
