@@ -43,7 +43,8 @@ pub fn run(dir: &Path, marks: &Path, scale: Scale, from: usize) -> Result<u8, St
     for (number, step) in plan.steps.iter().enumerate().skip(from) {
         marks.say(&format!("step {}", number + 1))?;
         match step {
-            Step::Die => return Ok(DIED),
+            // Nothing may be dropped: that would be a stop in good order.
+            Step::Die => std::process::exit(i32::from(DIED)),
             Step::Restart => {
                 member.close();
                 member = Member::open(dir)?;
