@@ -202,7 +202,7 @@ impl Runner {
             }
             Test::Cargo(file, name) => {
                 let mut command = Command::new(program(format!("test/{file}"))?);
-                command.args(["--exact", name]);
+                command.args(["--exact", "--include-ignored", name]);
                 command
             }
             Test::Jepsen(words) => {
