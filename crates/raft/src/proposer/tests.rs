@@ -33,7 +33,7 @@ fn rig(timeout: Duration) -> Rig {
 
 #[test]
 fn a_second_start_within_a_second_takes_other_request_ids() {
-    let start = |millis| first_request_id(Duration::from_millis(1_800_000_000_000 + millis));
+    let start = |millis: u64| first_request_id(Duration::from_millis(1_800_000_000_000 + millis));
     // As many requests as nobody can make between the two.
     assert!(start(1) + 500_000 < start(2));
     assert_ne!(first_request_id(Duration::ZERO), 0, "0 is nobody's");
