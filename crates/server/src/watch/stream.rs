@@ -3,6 +3,7 @@
 //! turn, so the order of responses is the order in which things were handled. It is polled only when
 //! the client takes more, hence a slow client stops nothing but its own stream. It never routes
 //! events to others and never writes. It stands between `hub` and `services::watch`.
+//! Over 600 lines, because every step works on the one state of the stream.
 
 mod progress;
 
