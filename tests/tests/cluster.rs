@@ -455,7 +455,8 @@ fn a_member_with_an_older_copy_of_its_data_ends_and_hurts_nobody() {
         let status = cluster.wait_end(victim);
         assert!(!status.success(), "{}", cluster.log_tail(victim));
         let log = cluster.log_tail(victim);
-        assert!(log.contains("this member had its log up to"), "{log}");
+        assert!(log.contains(&format!("member {id:x} had its log up to")), "{log}");
+        assert!(log.contains(&format!("etcdctl member remove {id:x}")), "{log}");
         all_see_all(&cluster, &[leader, other], "meanwhile").await;
         assert_eq!(cluster.leader().await, leader, "{}", cluster.log_tail(leader));
 

@@ -87,6 +87,14 @@ pub enum StartError {
     /// The state or the data directory cannot be opened.
     #[error("open the data directory: {0}")]
     Store(#[from] kelson_storage::OpenError),
+    /// What this member stored cannot be used; which member it is, its directory still tells.
+    #[error("{source}")]
+    Unusable {
+        /// Its id.
+        member: u64,
+        /// Why.
+        source: Box<StartError>,
+    },
     /// Bytes in the log or the state that cannot be ours.
     #[error("read the log: {0}")]
     Decode(#[from] DecodeError),
@@ -96,6 +104,47 @@ pub enum StartError {
     /// The system has no randomness or no threads.
     #[error("{0}")]
     System(String),
+}
+
+impl StartError {
+    /// Adds the id of the member whose directory it is.
+    pub(crate) fn of(self, member: Option<u64>) -> Self {
+        match member {
+            Some(member) => Self::Unusable { member, source: Box::new(self) },
+            None => self,
+        }
+    }
+
+    /// The member that it is about, where that is known.
+    pub fn member(&self) -> Option<u64> {
+        match self {
+            Self::Unusable { member, .. } => Some(*member),
+            Self::AlreadyBootstrapped(member) => Some(*member),
+            _ => None,
+        }
+    }
+
+    /// True if what the member had acknowledged is damaged or gone, so that in a cluster it can only
+    /// be replaced.
+    pub fn is_loss(&self) -> bool {
+        use kelson_storage::OpenError;
+        use kelson_storage::log::LogError;
+        match self {
+            Self::Unusable { source, .. } => source.is_loss(),
+            Self::AlreadyBootstrapped(_) | Self::LogLost { .. } | Self::StateLost { .. } => true,
+            Self::Decode(_) => true,
+            // A file that is not ours by its first bytes lies where only ours are: they have changed.
+            Self::Log(error) => matches!(
+                error,
+                LogError::Corrupt { .. }
+                    | LogError::Missing { .. }
+                    | LogError::NoVote { .. }
+                    | LogError::Foreign { .. }
+            ),
+            Self::Store(error) => matches!(error, OpenError::Damaged { .. }),
+            _ => false,
+        }
+    }
 }
 
 /// Ends the process: durability or determinism can no longer be promised. Never returns, runs no

@@ -110,7 +110,9 @@ impl Node {
         };
         let opening = config.clone();
         let first = arrival.as_ref().map(|arrival| arrival.identity);
-        let opened = blocking(move || open(&opening, data_dir, first)).await?;
+        let stored = data_dir.identity().map(|identity| identity.member_id);
+        let opened = blocking(move || open(&opening, data_dir, first)).await;
+        let opened = opened.map_err(|error| error.of(stored))?;
         let reader = opened.reader.clone();
         let inner = Inner::run(opened, &config, settings, retention, arrival).await?;
         let node = Node { inner: Arc::new(inner) };

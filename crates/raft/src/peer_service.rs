@@ -114,7 +114,7 @@ impl Peer for PeerService {
         {
             // A heartbeat follows what this member acknowledged to that very leader. With less it
             // cannot be trusted to vote. etcd ends a member, too, that is told to have more.
-            abort("follow the leader", &lost_text("this member", previous.index + 1));
+            abort("follow the leader", &lost_text(self.identity.member_id, previous.index + 1));
         }
         let reply = wire::lone_reply(response, previous, last);
         if !matches!(reply.outcome, Some(kelson_api::peer::append_reply::Outcome::Higher(_))) {

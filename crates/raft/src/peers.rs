@@ -300,16 +300,16 @@ impl Link {
     }
 
     fn lost(&self, had: u64) -> Status {
-        Status::failed_precondition(lost_text(&format!("member {:x}", self.id), had))
+        Status::failed_precondition(lost_text(self.id, had))
     }
 }
 
 /// For the operator, on both sides: a member has less than it said to have.
-pub(crate) fn lost_text(who: &str, had: u64) -> String {
+pub(crate) fn lost_text(member: u64, had: u64) -> String {
     format!(
-        "{who} had its log up to {had} and now has less: its data directory was replaced by an older \
-         copy, or its disk lost what it had synced; remove the member and add it again with an empty \
-         directory"
+        "member {member:x} had its log up to {had} and now has less: its data directory was replaced \
+         by an older copy, or its disk lost what it had synced; remove it with `etcdctl member remove \
+         {member:x}` and add it again with an empty directory"
     )
 }
 
@@ -486,7 +486,7 @@ impl Peers {
         }
         Err(Status::failed_precondition(format!(
             "member {id:x} has another data directory than before, so it may have lost what it \
-             promised: remove it and add it again as a new member"
+             promised: remove it with `etcdctl member remove {id:x}` and add it again as a new member"
         )))
     }
 }

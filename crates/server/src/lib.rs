@@ -22,6 +22,7 @@ pub mod notify;
 pub mod peer_layer;
 pub mod peer_urls;
 pub mod ping_guard;
+mod replace;
 pub mod serve;
 pub mod services;
 pub mod shutdown;

@@ -26,10 +26,11 @@ use crate::listen::{ConnectionLimit, ConnectionRules, Listener};
 use crate::metrics::Metrics;
 use crate::metrics::peers::TrafficByUrl;
 use crate::peer_layer::PeerService;
+
 use crate::shutdown::{Asked, Shutdown, Signals};
 use crate::tls::{Acceptor, TlsError, ensure_self_signed};
 use crate::version::{ETCD_VERSION, KELSON_VERSION};
-use crate::{notify, services};
+use crate::{notify, replace, services};
 
 /// Pause between two attempts to tell the cluster this member's name and client URLs.
 const PUBLISH_RETRY: std::time::Duration = std::time::Duration::from_millis(500);
@@ -66,6 +67,18 @@ pub enum ServeError {
     /// The system refuses a signal handler.
     #[error("cannot handle signals: {0}")]
     Signals(std::io::Error),
+}
+
+/// A member that cannot come back says what to run instead, beside the reason that ends it.
+fn tell_how_to_replace(config: &Config, error: &StartError) {
+    if let Some(commands) = replace::commands(config, error) {
+        tracing::error!(
+            run = commands,
+            "this member cannot be used any more: run these commands with ENDPOINTS set to client \
+             URLs of the other members, then start it with --initial-cluster-state=existing and the \
+             --initial-cluster that `member add` printed"
+        );
+    }
 }
 
 /// Why the process ends although nothing went wrong.
@@ -319,7 +332,8 @@ impl Server {
         dial: &Dial,
         traffic: TrafficByUrl,
     ) -> Result<Member, ServeError> {
-        let (node, reader) = Node::start(node_config(config, dial).await?).await?;
+        let started = Node::start(node_config(config, dial).await?).await;
+        let (node, reader) = started.inspect_err(|error| tell_how_to_replace(config, error))?;
         let app = App {
             node,
             reader,
