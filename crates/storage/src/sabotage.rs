@@ -83,6 +83,8 @@ pub enum Variant {
     OlderCopyAccepted,
     /// 22
     BlankVoter,
+    /// 23
+    WallClock,
     /// 24
     SnapshotWithoutLeases,
     /// 24
@@ -178,6 +180,7 @@ mod build {
         (V::WipedAccepted, "wiped-accepted", 21, "nobody looks whose data directory it is"),
         (V::OlderCopyAccepted, "older-copy-accepted", 21, "a member may have less than it had"),
         (V::BlankVoter, "blank-voter", 22, "a learner is promoted whatever it lacks"),
+        (V::WallClock, "wall-clock", 23, "leases end when the wall clock says so"),
         (V::SnapshotWithoutLeases, "snapshot-without-leases", 24, "a sent state has no leases"),
         (V::InstallInPieces, "install-in-pieces", 24, "a state is in force before it is whole"),
         (V::SlowWatcherBlocks, "slow-watcher-blocks", 25, "all wait for the slowest watcher"),

@@ -6,8 +6,8 @@
 mod deadlines;
 mod forward;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use kelson_api::Error;
 use kelson_api::command::command::Op;
@@ -15,6 +15,7 @@ use kelson_api::etcdserverpb::{
     LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest, LeaseTimeToLiveResponse,
 };
 use kelson_raft::Node;
+use kelson_storage::sabotage::{self, Variant};
 use kelson_storage::{LeaseRow, Reader};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
@@ -88,6 +89,16 @@ impl Pulse {
             *self.last.lock() = Instant::now();
         }
     }
+}
+
+/// The time by which leases end, which no jump of the wall clock moves.
+fn now() -> Instant {
+    if !sabotage::is(Variant::WallClock) {
+        return Instant::now();
+    }
+    static START: OnceLock<(Instant, SystemTime)> = OnceLock::new();
+    let (start, wall) = *START.get_or_init(|| (Instant::now(), SystemTime::now()));
+    start + wall.elapsed().unwrap_or_default()
 }
 
 /// Where the leader is.
@@ -286,7 +297,7 @@ impl Lessor {
         let Some(mut deadlines) = self.leading() else {
             return (0, Vec::new());
         };
-        let now = Instant::now();
+        let now = now();
         if changes.has_changed().unwrap_or(false) {
             changes.borrow_and_update();
             deadlines.reconcile(&self.reader.leases(), now);

@@ -34,7 +34,7 @@ const THIN: Test = Test::Jepsen(&["storm", "--only", "thin-follower", "--seconds
 const DELAY: Test = Test::Jepsen(&["smoke", "--only", "delay-50-ms", "--seconds", "8"]);
 
 /// All of them, in the order of the claims.
-pub(crate) const MUTANTS: [Mutant; 43] = [
+pub(crate) const MUTANTS: [Mutant; 44] = [
     of("local-reads", ALONE),
     of("late-readers", THIN),
     of("unproven-leader", ALONE),
@@ -91,6 +91,7 @@ pub(crate) const MUTANTS: [Mutant; 43] = [
         Test::Cargo("cluster", "a_member_with_an_older_copy_of_its_data_ends_and_hurts_nobody"),
     ),
     of("blank-voter", Test::Cargo("promises", "a_learner_that_lacks_the_log_gets_no_vote")),
+    of("wall-clock", Test::Cargo("clock", "jumps_of_the_wall_clock_change_nothing")),
     of("snapshot-without-leases", TRANSFER),
     of(
         "install-in-pieces",
