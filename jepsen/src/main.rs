@@ -4,6 +4,7 @@
 
 mod args;
 mod bulk;
+mod call;
 mod check;
 mod client;
 mod cluster;
@@ -18,6 +19,7 @@ mod run;
 mod selftest;
 mod sys;
 mod watcher;
+mod wire;
 mod workload;
 
 use std::process::ExitCode;
