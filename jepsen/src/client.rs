@@ -303,7 +303,10 @@ fn refusal(status: &Status, write: bool) -> Refusal {
         | Code::ResourceExhausted
         | Code::Unimplemented => true,
         // No connection was ever made, so no request was ever sent.
-        Code::Unavailable => text.contains("tcp connect error"),
+        // Nor was one proposed where the answer says why not.
+        Code::Unavailable => {
+            text.contains("tcp connect error") || text.ends_with("etcdserver: unhealthy cluster")
+        }
         _ => false,
     };
     let outcome = if certain || !write { Outcome::Fail } else { Outcome::Unknown };

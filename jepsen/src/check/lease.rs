@@ -239,7 +239,6 @@ fn overdue(
     log: &Log,
     findings: &mut Findings,
 ) {
-    let led = history.leaders.iter().map(|sighting| sighting.at).max().unwrap_or(0);
     let over = history.ops.iter().map(|op| op.end).max().unwrap_or(0);
     let kept: HashSet<i64> = log.all_at(log.last()).into_iter().map(|row| row.lease).collect();
     let mut late = Vec::new();
@@ -249,8 +248,8 @@ fn overdue(
         let seen = ends.get(lease).map_or(over, |end| end.seen);
         // Leases without keys end unseen, and so do those whose last key moved on.
         let counts = ends.contains_key(lease) || kept.contains(lease);
-        let changes = history.leaders.iter().filter(|sighting| sighting.at < seen);
-        let led = changes.map(|sighting| sighting.at).max().unwrap_or(led);
+        let changes = history.leaders.partition_point(|sighting| sighting.at < seen);
+        let led = history.leaders[..changes].last().map_or(0, |sighting| sighting.at);
         if counts && seen != u64::MAX && seen > due(from.max(led)) {
             late.push((*lease, seen, due(from.max(led))));
         }

@@ -1,6 +1,7 @@
 //! Membership as clients see it: who was added is in every list that starts later, until a removal of
 //! it is asked for; who was removed never comes back; and nobody is there whom nobody added. From
-//! answers and times alone.
+//! answers and times alone, and only of the place where the workload adds members: others may come
+//! and go as faults.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,21 +21,47 @@ struct Life<'a> {
 }
 
 pub(super) fn check(ops: &[Op], findings: &mut Findings) {
+    let added = ops.iter().find_map(|op| match &op.call {
+        Call::MemberAdd { url } => Some(place(url)),
+        _ => None,
+    });
+    let Some(at) = added else { return };
     let lists: Vec<&Op> = ops.iter().filter(|op| !op.detail.members.is_empty()).collect();
-    let lives = lives(ops, &lists);
-    phantoms(ops, &lists, findings);
-    for list in lists.iter().filter(|op| matches!(op.call, Call::Members)) {
-        let has: BTreeMap<u64, ()> = list.detail.members.iter().map(|row| (row.id, ())).collect();
-        for (id, life) in &lives {
-            if let Some((_, by)) =
-                life.gone.filter(|(at, _)| *at < list.start && has.contains_key(id))
-            {
-                let proof = format!("{} shows {id:x} after {}", name(list), name(by));
+    let lives = lives(ops, &lists, at);
+    phantoms(ops, &lists, at, findings);
+    let mut reads: Vec<&Op> = lists.into_iter().filter(|op| op.call == Call::Members).collect();
+    reads.sort_by_key(|op| op.start);
+    for list in &reads {
+        for row in &list.detail.members {
+            let gone = lives.get(&row.id).and_then(|life| life.gone);
+            if let Some((_, by)) = gone.filter(|(at, _)| *at < list.start) {
+                let proof = format!("{} shows {:x} after {}", name(list), row.id, name(by));
                 findings.add(Rule::WrongMembers, proof);
             }
-            let must = life.known.filter(|(at, _)| *at < list.start);
-            let may_lack = has.contains_key(id) || life.leaving.is_some_and(|at| at < list.end);
-            if let Some((_, by)) = must.filter(|_| !may_lack) {
+        }
+    }
+    missing(&reads, &lives, findings);
+}
+
+/// Lists, in the order of their starts, that lack somebody who was there and whom nobody had asked to
+/// remove.
+fn missing(reads: &[&Op], lives: &HashMap<u64, Life<'_>>, findings: &mut Findings) {
+    let mut known: Vec<(u64, u64, &Op)> = Vec::new();
+    for (id, life) in lives {
+        known.extend(life.known.map(|(at, by)| (at, *id, by)));
+    }
+    known.sort_by_key(|(at, id, _)| (*at, *id));
+    let mut known = known.into_iter().peekable();
+    let mut present: BTreeMap<u64, &Op> = BTreeMap::new();
+    for list in reads {
+        while let Some((_, id, by)) = known.next_if(|(at, ..)| *at < list.start) {
+            present.insert(id, by);
+        }
+        let leaving = |id: &u64| lives[id].leaving.unwrap_or(u64::MAX);
+        // Later lists start even later, so whoever was leaving by now is of no more interest.
+        present.retain(|id, _| leaving(id) >= list.start);
+        for (id, by) in present.iter().filter(|(id, _)| leaving(id) >= list.end) {
+            if !list.detail.members.iter().any(|row| row.id == *id) {
                 let proof = format!("{} lacks {id:x}, known by {}", name(list), name(by));
                 findings.add(Rule::WrongMembers, proof);
             }
@@ -42,10 +69,15 @@ pub(super) fn check(ops: &[Op], findings: &mut Findings) {
     }
 }
 
-fn lives<'a>(ops: &'a [Op], lists: &[&'a Op]) -> HashMap<u64, Life<'a>> {
+/// A URL without its port.
+fn place(url: &str) -> &str {
+    url.rsplit_once(':').map_or(url, |(place, _)| place)
+}
+
+fn lives<'a>(ops: &'a [Op], lists: &[&'a Op], at: &str) -> HashMap<u64, Life<'a>> {
     let mut lives: HashMap<u64, Life<'a>> = HashMap::new();
     for op in lists {
-        for row in &op.detail.members {
+        for row in op.detail.members.iter().filter(|row| place(&row.url) == at) {
             let life = lives.entry(row.id).or_default();
             if life.known.is_none_or(|(at, _)| op.end < at) {
                 life.known = Some((op.end, op));
@@ -66,19 +98,15 @@ fn lives<'a>(ops: &'a [Op], lists: &[&'a Op]) -> HashMap<u64, Life<'a>> {
 }
 
 /// Learners that nobody asked for, or whose addition was refused.
-fn phantoms(ops: &[Op], lists: &[&Op], findings: &mut Findings) {
+fn phantoms(ops: &[Op], lists: &[&Op], at: &str, findings: &mut Findings) {
     let mut added: HashMap<&str, &Op> = HashMap::new();
     for op in ops {
         if let Call::MemberAdd { url } = &op.call {
             added.insert(url, op);
         }
     }
-    // Without a single addition nothing says which members the cluster began with.
-    if added.is_empty() {
-        return;
-    }
     for list in lists {
-        for row in list.detail.members.iter().filter(|row| row.learner) {
+        for row in list.detail.members.iter().filter(|row| place(&row.url) == at) {
             let wrong = match added.get(row.url.as_str()) {
                 None => "nobody added it",
                 Some(by) if by.outcome == Outcome::Fail => "its addition was refused",

@@ -6,6 +6,7 @@ mod corpus;
 mod model;
 mod plant;
 mod plant_loads;
+mod plant_streams;
 mod store;
 
 use crate::args::Args;
@@ -30,13 +31,18 @@ pub(crate) fn run(mut args: Args) -> Result<bool, String> {
         false_alarms += alarms;
     }
     good &= false_alarms == 0;
-    for kind in plant::KINDS.iter().chain(plant_loads::KINDS) {
+    for kind in kinds() {
         let found = (0..seeds).filter(|seed| found(kind, *seed)).count() as u64;
         println!("{:40} {found} of {seeds} found", kind.name);
         good &= found == seeds;
     }
     println!("{}", if good { "all errors found, no false alarm" } else { "SELFTEST FAILED" });
     Ok(good)
+}
+
+/// All kinds of errors that are planted.
+fn kinds() -> impl Iterator<Item = &'static plant::Kind> {
+    plant::KINDS.iter().chain(plant_loads::KINDS).chain(plant_streams::KINDS)
 }
 
 /// True if a history that is right is judged wrong.
@@ -81,7 +87,7 @@ mod tests {
 
     #[test]
     fn every_planted_error_is_found() {
-        for kind in plant::KINDS.iter().chain(plant_loads::KINDS) {
+        for kind in kinds() {
             for seed in 0..5 {
                 assert!(found(kind, seed), "{} with seed {seed}", kind.name);
             }

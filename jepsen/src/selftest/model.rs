@@ -10,7 +10,7 @@ use crate::history::{
     Detail, Event, Final, History, Note, Op, Outcome, Row, Spec, WatchRecord, WatchWhat,
 };
 use crate::rng::Rng;
-use crate::workload::{Board, REGISTRY, Script, Turn, WATCHED, Workload};
+use crate::workload::{Board, COMPACTED, REGISTRY, Script, Turn, WATCHED, Workload};
 
 const KEYS: u64 = 8;
 const CLIENTS: usize = 10;
@@ -71,6 +71,7 @@ pub(super) fn history(workload: Workload, seed: u64, ops: usize) -> History {
     }
     match workload {
         Workload::Watch => (0..SIDE).for_each(|_| model.side()),
+        Workload::Compact => (1..=MEMBERS).for_each(|member| model.too_late(member)),
         Workload::Kube => (1..=MEMBERS).for_each(|member| model.cache(member)),
         _ => {}
     }
@@ -205,6 +206,23 @@ impl Model {
         };
         let member = 1 + self.rng.below(MEMBERS as u64) as usize;
         self.stream(member, spec, from, to);
+    }
+
+    /// A stream that asks for what was compacted away.
+    fn too_late(&mut self, member: usize) {
+        let revision = self.store.compacted;
+        if revision < 2 {
+            return;
+        }
+        self.streams += 1;
+        let all = Range::prefix(COMPACTED);
+        let spec = Spec { key: all.key, end: all.end, ..Spec::default() };
+        let from = 1 + self.rng.below(revision as u64 - 1) as i64;
+        // Long after every operation.
+        let (stream, at) = (self.streams, self.now + 100 * self.step);
+        for what in [WatchWhat::Started { from, spec }, WatchWhat::Compacted { revision }] {
+            self.watches.push(WatchRecord { stream, member, at, what });
+        }
     }
 
     /// A cache of a member, and the stream that keeps it.

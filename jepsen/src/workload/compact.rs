@@ -5,7 +5,7 @@ use super::{Board, Script, Turn};
 use crate::call::Range;
 use crate::history::{Call, Op, Outcome};
 
-const PREFIX: &str = "k/compact/";
+pub(crate) const PREFIX: &str = "k/compact/";
 const KEYS: u64 = 10;
 
 pub(super) struct Compact;

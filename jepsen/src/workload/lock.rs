@@ -20,6 +20,7 @@ pub(super) struct Lock {
     fence: Option<i64>,
     /// Turns left in which a holder does nothing, not even for its lease.
     asleep: u64,
+    woke: bool,
 }
 
 /// The fence in the value of an effect.
@@ -31,10 +32,15 @@ impl Script for Lock {
     fn draw(&mut self, turn: &mut Turn<'_>) -> Call {
         if self.asleep > 0 {
             self.asleep -= 1;
+            self.woke = self.asleep == 0;
             return Call::Get { key: FENCED.into(), serializable: false };
         }
         let Some(lease) = self.lease else { return Call::Grant { ttl: TTL } };
         let Some(fence) = self.fence else { return self.acquire(turn, lease) };
+        if std::mem::take(&mut self.woke) {
+            // What it was about to do when it fell asleep.
+            return Call::Put { key: PLAIN.into(), value: format!("{fence} {}", turn.value) };
+        }
         let mine = Compare::one(LOCK, Is::Equal, Operand::Create(fence));
         match turn.rng.below(100) {
             0..45 => Call::Txn(Txn {

@@ -31,6 +31,7 @@ use crate::rng::Rng;
 use crate::run::Plan;
 use crate::watcher::Watchers;
 
+pub(crate) use compact::PREFIX as COMPACTED;
 pub(crate) use kube::REGISTRY;
 pub(crate) use lock::{FENCED, LOCK, PLAIN, fence};
 pub(crate) use set::SETS;
@@ -111,8 +112,12 @@ impl Workload {
     /// Flags that members need so that this workload sees all that it looks at.
     pub(crate) fn flags(self) -> &'static [&'static str] {
         match self {
-            // By default progress is told every ten minutes.
-            Self::Watch | Self::Kube => &["--watch-progress-notify-interval=500ms"],
+            // By default progress is told every ten minutes. Answers are cut at half a MiB more than the
+            // largest request.
+            Self::Watch => {
+                &["--watch-progress-notify-interval=500ms", "--max-request-bytes=850000"]
+            }
+            Self::Kube => &["--watch-progress-notify-interval=500ms"],
             _ => &[],
         }
     }
@@ -356,8 +361,10 @@ pub(crate) fn start(
         (0..shape.clients).map(|index| tokio::spawn(client(load.clone(), shape, index))).collect();
     tasks.push(tokio::spawn(tell_watched(load.clone(), watchers.clone())));
     match shape.workload {
-        Workload::Watch => {
-            let wander = |number| sidewatch::wander(load.clone(), watchers.clone(), number);
+        Workload::Watch | Workload::Compact => {
+            let workload = shape.workload;
+            let wander =
+                |number| sidewatch::wander(load.clone(), watchers.clone(), workload, number);
             tasks.extend((0..WANDERERS).map(|number| tokio::spawn(wander(number))));
         }
         Workload::Kube => {

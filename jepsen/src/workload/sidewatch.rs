@@ -10,7 +10,7 @@ use kelson_api::etcdserverpb as pb;
 use pb::watch_request::RequestUnion;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Load, watch};
+use super::{Load, Workload, compact, watch};
 use crate::call::Range;
 use crate::client::revision;
 use crate::history::{Event, Spec, WatchWhat};
@@ -28,14 +28,27 @@ struct Watch {
 }
 
 /// Opens one stream after the other until the load ends.
-pub(super) async fn wander(load: Arc<Load>, watchers: Arc<Watchers>, number: u64) {
+pub(super) async fn wander(
+    load: Arc<Load>,
+    watchers: Arc<Watchers>,
+    workload: Workload,
+    number: u64,
+) {
     let mut rng = Rng::fork(load.seed, 1000 + number);
     let mut left: Vec<(Spec, i64)> = Vec::new();
     while !load.stopped() {
         let member = *rng.pick(&load.members.read());
-        let newest = load.board.lock().revision;
+        let (newest, compacted) = {
+            let board = load.board.lock();
+            (board.revision, board.compacted)
+        };
         let asked = if left.is_empty() || rng.chance(0.5) {
-            (0..1 + rng.below(3)).map(|_| draw(&mut rng, newest)).collect()
+            let count = 1 + rng.below(3);
+            let one = |_| match workload {
+                Workload::Compact => draw_near(&mut rng, compacted),
+                _ => draw(&mut rng, newest),
+            };
+            (0..count).map(one).collect()
         } else {
             std::mem::take(&mut left)
         };
@@ -52,6 +65,13 @@ pub(super) async fn wander(load: Arc<Load>, watchers: Arc<Watchers>, number: u64
         left = session.rest();
         tokio::time::sleep(Duration::from_millis(rng.below(300))).await;
     }
+}
+
+/// All keys of the compaction load, from a revision around that of the last compaction.
+fn draw_near(rng: &mut Rng, compacted: i64) -> (Spec, i64) {
+    let all = Range::prefix(compact::PREFIX);
+    let spec = Spec { key: all.key, end: all.end, prev_kv: rng.chance(0.6), ..Spec::default() };
+    (spec, (compacted + 2 - rng.below(5) as i64).max(1))
 }
 
 /// What to watch, and from where on.
