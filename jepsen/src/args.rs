@@ -64,6 +64,12 @@ impl Args {
         Some(self.words.remove(at))
     }
 
+    /// The first word, if it is no option.
+    pub(crate) fn leading(&mut self) -> Option<String> {
+        let plain = self.words.first().is_some_and(|word| !word.starts_with("--"));
+        plain.then(|| self.words.remove(0))
+    }
+
     /// All words must have been used.
     pub(crate) fn done(self) -> Result<(), String> {
         match self.words.first() {

@@ -11,8 +11,9 @@ use serde::Serialize;
 
 use crate::client::Client;
 use crate::cluster::Memory;
-use crate::commands::replace::{Done, join};
 use crate::history::{Recorder, SPARSE};
+use crate::nemesis::Done;
+use crate::nemesis::member::join;
 use crate::report::Extra;
 use crate::rng::Rng;
 use crate::run::{Run, Spread, Step};

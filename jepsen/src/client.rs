@@ -305,7 +305,9 @@ fn refusal(status: &Status, write: bool) -> Refusal {
         // No connection was ever made, so no request was ever sent.
         // Nor was one proposed where the answer says why not.
         Code::Unavailable => {
-            text.contains("tcp connect error") || text.ends_with("etcdserver: unhealthy cluster")
+            text.contains("tcp connect error")
+                || text.ends_with("etcdserver: unhealthy cluster")
+                || text.ends_with("etcdserver: too many requests")
         }
         _ => false,
     };

@@ -1,17 +1,26 @@
-//! Members as processes: start, kill, pause, restart, logs. It never looks into a member's files and
-//! never speaks to a member; commands and faults call it.
+//! Members as processes: start, kill, pause, restart, logs, and the disks they write to. It never looks
+//! into a member's files and never speaks to a member; commands and faults call it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 
+use kelson_image::{Image, Kind};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::fabric::{self, Fabric};
+use crate::page::Page;
 use crate::sys;
+
+/// Size of a member's own file system. Unit: MiB. Members want 256 MiB free and keep up to four log
+/// segments of 64 MiB; the file is sparse, so room that is not used costs nothing.
+const DISK_MIB: u64 = 1024;
+
+/// The line that the harness writes into a member's log at each start.
+const STARTED: &str = "--- started by the harness";
 
 /// What is tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +58,10 @@ pub(crate) struct Setup {
     pub(crate) extra: Vec<String>,
     /// The run directory; each member has a folder in it.
     pub(crate) dir: PathBuf,
+    /// Each member's data lie on a file system of its own, so that its power can be cut.
+    pub(crate) disk: Option<Kind>,
+    /// The library that hurts system calls, preloaded into each member.
+    pub(crate) shim: Option<PathBuf>,
 }
 
 /// The processes of one cluster.
@@ -61,10 +74,17 @@ pub(crate) struct Cluster {
 
 struct Member {
     flags: Vec<String>,
+    image: Option<Image>,
+    page: Option<Page>,
     child: Option<Child>,
     paused: bool,
     /// Ended by the harness, or by its own removal: its death is no finding.
     excused: bool,
+    /// Starts so far, and those after which it was free to end by itself, with loud words.
+    starts: usize,
+    forgiven: BTreeSet<usize>,
+    /// How it ended before the harness came to end it.
+    fallen: Vec<ExitStatus>,
 }
 
 /// Starts processes from one thread that lives as long as the harness: a member dies with the thread
@@ -119,13 +139,15 @@ impl Cluster {
         peers: &[usize],
         existing: bool,
     ) -> io::Result<()> {
+        std::fs::create_dir_all(self.folder(member))?;
+        let (image, page) = self.belongings(member)?;
         let client = format!("http://{}:2379", fabric::address(member));
         let cluster: Vec<String> =
             peers.iter().map(|peer| format!("{}={}", name(*peer), peer_url(*peer))).collect();
         let mut flags = Vec::new();
         let mut flag = |key: &str, value: String| flags.push(format!("--{key}={value}"));
         flag("name", name(member));
-        flag("data-dir", self.folder(member).join("data").display().to_string());
+        flag("data-dir", self.data(member).display().to_string());
         flag("listen-client-urls", client.clone());
         flag("advertise-client-urls", client);
         flag("listen-peer-urls", peer_url(member));
@@ -134,22 +156,52 @@ impl Cluster {
         flag("initial-cluster-token", "jepsen".into());
         flag("initial-cluster-state", if existing { "existing" } else { "new" }.into());
         flags.extend(self.setup.extra.iter().cloned());
-        std::fs::create_dir_all(self.folder(member))?;
-        let state = Member { flags, child: None, paused: false, excused: false };
+        let before = self.members.remove(&member);
+        let (starts, forgiven, fallen) = before.map_or_else(Default::default, |before| {
+            (before.starts, before.forgiven, before.fallen)
+        });
+        let (child, paused, excused) = (None, false, false);
+        let state = Member { flags, image, page, child, paused, excused, starts, forgiven, fallen };
         self.members.insert(member, state);
         self.restart(member)
+    }
+
+    /// The disk and the page of a member: those it had, or new ones.
+    fn belongings(&mut self, member: usize) -> io::Result<(Option<Image>, Option<Page>)> {
+        if let Some(before) = self.members.get_mut(&member) {
+            return Ok((before.image.take(), before.page.take()));
+        }
+        let folder = self.folder(member);
+        let make = |kind| Image::create(&folder.join("disk"), kind, DISK_MIB);
+        let image = self.setup.disk.map(make).transpose()?;
+        let page = self.setup.shim.as_ref().map(|_| Page::create(&folder.join("page")));
+        Ok((image, page.transpose()?))
+    }
+
+    /// The data directory of a member.
+    pub(crate) fn data(&self, member: usize) -> PathBuf {
+        let folder = self.folder(member);
+        let root = if self.setup.disk.is_some() { folder.join("disk/mnt") } else { folder };
+        root.join("data")
     }
 
     /// Starts the process of a member again, with the flags it had.
     pub(crate) fn restart(&mut self, member: usize) -> io::Result<()> {
         let mut log =
             File::options().create(true).append(true).open(self.folder(member).join("log"))?;
-        writeln!(log, "--- started by the harness")?;
+        writeln!(log, "{STARTED}")?;
         let state = self.members.get_mut(&member).ok_or_else(|| unknown(member))?;
         let mut command = Command::new(&self.setup.bin);
         command.args(&state.flags).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        sys::confine(&mut command, self.fabric.namespace(member));
+        if let (Some(shim), Some(page)) = (&self.setup.shim, &state.page) {
+            command.env("LD_PRELOAD", shim).env("KELSON_FAULT_PAGE", page.path());
+        }
+        match self.fabric.namespace(member) {
+            Some(namespace) => sys::confine(&mut command, namespace),
+            None => sys::tie(&mut command),
+        }
         state.child = Some(self.launcher.spawn(command)?);
+        state.starts += 1;
         state.paused = false;
         state.excused = false;
         Ok(())
@@ -158,23 +210,64 @@ impl Cluster {
     /// Sends SIGKILL and waits for the end.
     pub(crate) fn kill(&mut self, member: usize) -> io::Result<()> {
         let state = self.members.get_mut(&member).ok_or_else(|| unknown(member))?;
-        state.excused = true;
+        let excused = std::mem::replace(&mut state.excused, true);
         if let Some(mut child) = state.child.take() {
+            if let Some(status) = child.try_wait()?.filter(|_| !excused) {
+                state.fallen.push(status);
+            }
             child.kill()?;
             child.wait()?;
         }
         Ok(())
     }
 
-    /// Deletes the data of a member that does not run.
-    pub(crate) fn wipe(&mut self, member: usize) -> io::Result<()> {
-        std::fs::remove_dir_all(self.folder(member).join("data"))
+    /// Asks a member to stop in order.
+    pub(crate) fn terminate(&mut self, member: usize) -> io::Result<()> {
+        self.excuse(member);
+        let pid = self.pid(member).ok_or_else(|| unknown(member))?;
+        kill_process(pid, Signal::TERM).map_err(io::Error::from)
     }
 
-    /// From now on this member may end by itself: it was removed from the cluster.
+    /// Deletes the data of a member that does not run.
+    pub(crate) fn wipe(&mut self, member: usize) -> io::Result<()> {
+        std::fs::remove_dir_all(self.data(member))
+    }
+
+    /// Cuts the power of a member's disk. Its process feels that as failing writes and may end.
+    pub(crate) fn cut_power(&mut self, member: usize) -> io::Result<()> {
+        self.excuse(member);
+        let image = self.members.get(&member).and_then(|state| state.image.as_ref());
+        image.ok_or_else(|| no_image(member))?.cut_power()
+    }
+
+    /// Power is back: the process is gone, the file system replays its journal, the member starts.
+    pub(crate) fn repower(&mut self, member: usize) -> io::Result<()> {
+        self.kill(member)?;
+        let image = self.members.get_mut(&member).and_then(|state| state.image.as_mut());
+        let image = image.ok_or_else(|| no_image(member))?;
+        image.unmount()?;
+        image.mount()?;
+        self.restart(member)
+    }
+
+    /// The page through which a member's system calls are hurt.
+    pub(crate) fn page(&self, member: usize) -> Option<&Page> {
+        self.members.get(&member)?.page.as_ref()
+    }
+
+    /// What a member wrote to its log since its last start.
+    pub(crate) fn last_log(&self, member: usize) -> String {
+        let bytes = std::fs::read(self.folder(member).join("log")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        text.rsplit(STARTED).next().unwrap_or_default().to_owned()
+    }
+
+    /// Until its next start this member may end by itself: it was removed from the cluster, or was
+    /// hurt in a way that it must not survive.
     pub(crate) fn excuse(&mut self, member: usize) {
         if let Some(state) = self.members.get_mut(&member) {
             state.excused = true;
+            state.forgiven.insert(state.starts);
         }
     }
 
@@ -213,13 +306,16 @@ impl Cluster {
 
     /// Members that ended although nobody told them to, with how they ended.
     pub(crate) fn deaths(&mut self) -> Vec<(usize, ExitStatus)> {
-        let suspects: Vec<usize> = self
-            .members
-            .iter()
-            .filter(|(_, state)| !state.excused)
-            .map(|(member, _)| *member)
-            .collect();
-        suspects.into_iter().filter_map(|member| Some((member, self.ended(member)?))).collect()
+        let mut deaths = Vec::new();
+        for (member, state) in &mut self.members {
+            deaths.extend(state.fallen.iter().map(|status| (*member, *status)));
+            if let Some(child) = state.child.as_mut().filter(|_| !state.excused)
+                && let Ok(Some(status)) = child.try_wait()
+            {
+                deaths.push((*member, status));
+            }
+        }
+        deaths
     }
 
     /// Kills all members; with `keep` false their data goes too, logs stay.
@@ -227,10 +323,17 @@ impl Cluster {
         let members: Vec<usize> = self.members.keys().copied().collect();
         for member in members {
             self.kill(member)?;
-            let data = self.folder(member).join("data");
+            let data = self.data(member);
             if !keep && data.exists() {
-                std::fs::remove_dir_all(data)?;
+                std::fs::remove_dir_all(&data)?;
             }
+            let folder = self.folder(member);
+            if let Some(state) = self.members.get_mut(&member)
+                && let Some(image) = state.image.take()
+            {
+                put_away(image, &folder, &data)?;
+            }
+            std::fs::remove_file(folder.join("page")).ok();
         }
         Ok(())
     }
@@ -266,17 +369,22 @@ impl Cluster {
         self.lines(true, received).len()
     }
 
-    /// Lines of logs that fit, cut to a readable length; of excused members only if asked to.
-    fn lines(&self, excused: bool, fits: impl Fn(&str) -> bool) -> Vec<String> {
+    /// Lines of logs that fit, cut to a readable length; from times in which a member was free to end
+    /// only if asked to.
+    fn lines(&self, forgiven: bool, fits: impl Fn(&str) -> bool) -> Vec<String> {
         let mut found = Vec::new();
         for (member, state) in &self.members {
-            if state.excused && !excused {
-                continue;
-            }
             let Ok(log) = std::fs::read(self.folder(*member).join("log")) else { continue };
-            for line in String::from_utf8_lossy(&log).lines().filter(|line| fits(line)) {
-                let short: String = line.chars().take(300).collect();
-                found.push(format!("{}: {short}", name(*member)));
+            let text = String::from_utf8_lossy(&log);
+            // What comes before the first start is nothing.
+            for (start, part) in text.split(STARTED).enumerate() {
+                if state.forgiven.contains(&start) && !forgiven {
+                    continue;
+                }
+                for line in part.lines().filter(|line| fits(line)) {
+                    let short: String = line.chars().take(300).collect();
+                    found.push(format!("{}: {short}", name(*member)));
+                }
             }
         }
         found
@@ -288,6 +396,23 @@ impl Cluster {
 pub(crate) struct Memory {
     pub(crate) resident: u64,
     pub(crate) anonymous: u64,
+}
+
+/// Removes an image; data that are still on it move to where they would lie without one.
+fn put_away(mut image: Image, folder: &Path, data: &Path) -> io::Result<()> {
+    if data.exists() {
+        let mut copy = Command::new("cp");
+        let status = copy.args(["-a", "--sparse=always"]).arg(data).arg(folder).status()?;
+        if !status.success() {
+            return Err(io::Error::other(format!("copying {}: {status}", data.display())));
+        }
+    }
+    image.unmount()?;
+    std::fs::remove_dir_all(folder.join("disk"))
+}
+
+fn no_image(member: usize) -> io::Error {
+    io::Error::other(format!("member {member} has no disk of its own"))
 }
 
 fn unknown(member: usize) -> io::Error {

@@ -1,17 +1,19 @@
 //! The network between members: every packet of every member passes through this process, which may
 //! drop, delay, repeat or slow it, per direction of each pair. It never changes a packet and never
-//! looks above IP; commands set its rules, members and clients feel them.
+//! looks above IP; commands set its rules, members and clients feel them. Without root there is only
+//! the loopback device, with an address for each member and nothing that can be hurt.
 
 use std::collections::BinaryHeap;
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::capture::Capture;
 use crate::rng::Rng;
 use crate::sys;
 
@@ -83,6 +85,7 @@ struct Shared {
     /// Bounded by `LINK_BUFFER` per direction.
     waiting: Mutex<(BinaryHeap<Held>, u64)>,
     wake: Condvar,
+    capture: OnceLock<Capture>,
 }
 
 /// The network of one run. Dropping it does not stop its threads: they live as long as the process,
@@ -93,9 +96,14 @@ pub(crate) struct Fabric {
     namespaces: Vec<Arc<OwnedFd>>,
 }
 
-/// The address of a place; this network is reserved for documentation, so no machine lives there.
+/// The first three bytes of all addresses, once a network was made.
+static NETWORK: OnceLock<[u8; 3]> = OnceLock::new();
+
+/// The address of a place. In namespaces it is of a network reserved for documentation, so that no
+/// machine lives there; all runs may use the same. On the loopback device each run has its own.
 pub(crate) fn address(place: usize) -> Ipv4Addr {
-    Ipv4Addr::new(198, 51, 100, place as u8 + 1)
+    let [a, b, c] = *NETWORK.get_or_init(|| [198, 51, 100]);
+    Ipv4Addr::new(a, b, c, place as u8 + 1)
 }
 
 impl Fabric {
@@ -123,6 +131,7 @@ impl Fabric {
             tuns,
             waiting: Mutex::default(),
             wake: Condvar::new(),
+            capture: OnceLock::new(),
         });
         for place in 0..places {
             let shared = shared.clone();
@@ -136,14 +145,40 @@ impl Fabric {
         Ok(Self { shared, namespaces })
     }
 
+    /// The loopback device, which carries packets by itself. Nothing can be done to it.
+    pub(crate) fn loopback() -> Self {
+        let [.., high, low] = std::process::id().to_be_bytes();
+        // Not 127.0.0.x, where other programs listen.
+        NETWORK.set([127, high | 0x40, low]).ok();
+        let shared = Shared {
+            places: 0,
+            links: Vec::new(),
+            tuns: Vec::new(),
+            waiting: Mutex::default(),
+            wake: Condvar::new(),
+            capture: OnceLock::new(),
+        };
+        Self { shared: Arc::new(shared), namespaces: Vec::new() }
+    }
+
     /// Moves the calling thread, and all that it starts, into a place.
     pub(crate) fn enter(&self, place: usize) -> io::Result<()> {
         sys::enter(&self.namespaces[place])
     }
 
     /// The ticket for starting a process in a place.
-    pub(crate) fn namespace(&self, place: usize) -> Arc<OwnedFd> {
-        self.namespaces[place].clone()
+    pub(crate) fn namespace(&self, place: usize) -> Option<Arc<OwnedFd>> {
+        self.namespaces.get(place).cloned()
+    }
+
+    /// From now on all packets are written down as well.
+    pub(crate) fn capture(&self, capture: Capture) {
+        self.shared.capture.set(capture).ok();
+    }
+
+    /// Packets that were not written down although they should have been.
+    pub(crate) fn missed(&self) -> u64 {
+        self.shared.capture.get().map_or(0, Capture::missed)
     }
 
     /// Sets the rule for packets from one place to another.
@@ -197,6 +232,9 @@ fn destination(packet: &[u8], places: usize) -> Option<usize> {
 
 /// Applies the rule of a direction to one packet.
 fn pass(shared: &Shared, from: usize, to: usize, packet: &[u8], rng: &mut Rng) {
+    if let Some(capture) = shared.capture.get() {
+        capture.take(packet);
+    }
     let index = from * shared.places + to;
     let link = &shared.links[index];
     let now = Instant::now();

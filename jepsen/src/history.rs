@@ -321,7 +321,7 @@ impl History {
     }
 }
 
-fn load_lines<T: DeserializeOwned>(path: &Path) -> io::Result<Vec<T>> {
+pub(crate) fn load_lines<T: DeserializeOwned>(path: &Path) -> io::Result<Vec<T>> {
     let name = path.display();
     let file = File::open(path).map_err(|error| io::Error::other(format!("{name}: {error}")))?;
     let mut rows = Vec::new();

@@ -3,8 +3,10 @@
 //! it runs against Kelson.
 
 mod args;
+mod attack;
 mod bulk;
 mod call;
+mod capture;
 mod check;
 mod client;
 mod cluster;
@@ -13,11 +15,15 @@ mod fabric;
 mod history;
 mod monitor;
 mod nemesis;
+mod page;
 mod report;
 mod rng;
 mod run;
+mod scenario;
+mod schedule;
 mod selftest;
 mod sys;
+mod timeline;
 mod watcher;
 mod wire;
 mod workload;
@@ -28,10 +34,21 @@ use args::Args;
 
 const USAGE: &str = "\
 usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed N] [--store DIR]
-                      [--flag=--name=value]... [--keep-data]
+                      [--into DIR] [--flag=--name=value]... [--keep-data]
                       [--sabotage-local-reads]  (send linearizable reads as serializable: must fail)
-  run [--workload mixed] [--seconds 30] [--rate 300]
-                                           one workload without faults
+  run [--workload mixed] [--class CLASS]... [--fault FAULT]... [--calm] [--seconds 30] [--rate 300]
+      [--disk ext4|xfs|none|auto] [--schedule FILE] [--rootless]
+                                           one workload against faults; --calm is without any
+  run --smoke                              ten faults of six classes, about a minute
+  run --matrix [--workload W]... [--class C]... [--seconds 30] [--rate 300] [--disk auto]
+                                           every workload against every class, and a table
+  scenario [NAME]...                       directed scenarios, all if none is named
+  soak [--hours 1] [--episode 300] [--ledger jepsen/ledger.jsonl]
+                                           fresh clusters and seeds until something is violated
+  replay DIR [--times 5]                   the seed and schedule of a recorded run again
+  check DIR                                judge a recorded run again
+  shrink DIR                               leave out of a bad history what its rule does not need
+  report DIR                               judge a recorded run again and draw its timeline
   failover [--rounds 50] [--rate 200]      kill the leader under load, time to the next write
   smoke [--seconds 10] [--rate 300]        partitions, loss, delay, pause, one after the other
   replace [--rounds 3] [--mib 2048] [--rate 200]
@@ -40,7 +57,7 @@ usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed 
                                            faults drawn at random, up to two at a time
   wiped [--existing]                       a follower comes back with an empty disk
   both COMMAND ...                         the same against etcd and Kelson, and a table
-  check DIR                                judge a recorded run again
+  mutants [--only VARIANT]...              break one promise at a time; each must be noticed
   selftest [--seeds 40]                    plant errors in valid histories; each must be found";
 
 fn main() -> ExitCode {
@@ -49,6 +66,11 @@ fn main() -> ExitCode {
     let args = Args::new(words);
     let valid = match command.as_str() {
         "run" => commands::run::run(args),
+        "scenario" => commands::scenario::run(args),
+        "soak" => commands::soak::run(args),
+        "replay" => commands::replay::run(args),
+        "shrink" => commands::shrink::run(args),
+        "report" => commands::report::run(args),
         "failover" => commands::failover::run(args),
         "smoke" => commands::smoke::run(args),
         "replace" => commands::replace::run(args),
@@ -56,6 +78,7 @@ fn main() -> ExitCode {
         "wiped" => commands::wiped::run(args),
         "both" => commands::both::run(args),
         "check" => check_again(args),
+        "mutants" => commands::mutants::run(args),
         "selftest" => selftest::run(args),
         _ => Err(USAGE.into()),
     };

@@ -50,6 +50,11 @@ impl Monitor {
         &self.sightings
     }
 
+    /// Writes what was recorded to its file.
+    pub(crate) fn flush(&self) -> std::io::Result<()> {
+        self.sightings.all().map(drop)
+    }
+
     /// Starts asking one member, until the run ends.
     pub(crate) fn watch(self: &Arc<Self>, member: usize) -> tokio::task::JoinHandle<()> {
         let this = self.clone();

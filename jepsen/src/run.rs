@@ -3,29 +3,35 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
+use kelson_image::Kind;
+
 use crate::args::Args;
+use crate::attack::FaultRecord;
+use crate::capture::CAPTURE;
 use crate::check::{self, Violation};
 use crate::client::{Client, PREFIX, get, list};
 use crate::cluster::{Cluster, Setup, Target};
 use crate::fabric::{CONTROLLER, Fabric};
 use crate::history::{Call, Clock, Final, History, Outcome, Recorder, SPARSE};
 use crate::monitor::Monitor;
-use crate::report;
 use crate::watcher::Watchers;
 use crate::workload::{self, Load, Shape};
+use crate::{report, sys};
 
 /// What a command asks of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// Name of the command, part of the directory's name.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) target: Target,
     pub(crate) bin: PathBuf,
     /// Members at the start.
@@ -40,11 +46,19 @@ pub(crate) struct Plan {
     pub(crate) keep: bool,
     /// Send linearizable reads as serializable ones, to see the checks find stale answers.
     pub(crate) local_reads: bool,
+    /// The run directory, where it is not to be named after the command and the seed.
+    pub(crate) into: Option<PathBuf>,
+    /// Members' data lie on file systems of their own.
+    pub(crate) disk: Option<Kind>,
+    /// The library that is preloaded into members.
+    pub(crate) shim: Option<PathBuf>,
+    /// No namespaces: everything on the loopback device.
+    pub(crate) rootless: bool,
 }
 
 impl Plan {
     /// Reads the flags that all commands share.
-    pub(crate) fn from_args(name: &'static str, args: &mut Args) -> Result<Self, String> {
+    pub(crate) fn from_args(name: &str, args: &mut Args) -> Result<Self, String> {
         let target = match args.text("target", "kelson")?.as_str() {
             "kelson" => Target::Kelson,
             "etcd" => Target::Etcd,
@@ -58,8 +72,9 @@ impl Plan {
         let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let time = time.map_or(1, |since| since.as_millis() as u64);
         let store = std::env::temp_dir().join("kelson-jepsen").display().to_string();
+        let into = args.text("into", "")?;
         Ok(Self {
-            name,
+            name: name.to_owned(),
             target,
             bin: PathBuf::from(args.text("bin", &default)?),
             members,
@@ -69,6 +84,10 @@ impl Plan {
             store: PathBuf::from(args.text("store", &store)?),
             keep: args.switch("keep-data"),
             local_reads: args.switch("sabotage-local-reads"),
+            into: (!into.is_empty()).then(|| PathBuf::from(into)),
+            disk: None,
+            shim: None,
+            rootless: false,
         })
     }
 }
@@ -102,8 +121,15 @@ pub(crate) struct Run {
     pub(crate) watchers: Arc<Watchers>,
     pub(crate) monitor: Arc<Monitor>,
     pub(crate) steps: Recorder<Step>,
+    pub(crate) faults: Recorder<FaultRecord>,
     /// What commands found wrong beside the history.
     pub(crate) findings: Mutex<Vec<String>>,
+    /// What was to be tested and was not.
+    gaps: Mutex<Vec<String>>,
+    /// The place of the member that joins next.
+    next: AtomicUsize,
+    /// Revisions before this one may be gone.
+    pub(crate) compacted: AtomicI64,
     clients: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -112,11 +138,35 @@ pub(crate) struct Run {
 pub(crate) struct Verdict {
     pub(crate) violations: Vec<Violation>,
     pub(crate) findings: Vec<String>,
+    /// What was to be tested and was not: such a run has not passed.
+    pub(crate) gaps: Vec<String>,
 }
 
 impl Verdict {
-    pub(crate) fn valid(&self) -> bool {
+    /// True if nothing was seen broken.
+    pub(crate) fn unbroken(&self) -> bool {
         self.violations.is_empty() && self.findings.is_empty()
+    }
+
+    pub(crate) fn valid(&self) -> bool {
+        self.unbroken() && self.gaps.is_empty()
+    }
+
+    /// In one word.
+    pub(crate) fn word(&self) -> &'static str {
+        match (self.unbroken(), self.gaps.is_empty()) {
+            (false, _) => "VIOLATED",
+            (true, false) => "NOT COVERED",
+            (true, true) => "valid",
+        }
+    }
+
+    /// As a command ends: an error where nothing was broken and not all was tested.
+    pub(crate) fn end(&self) -> Result<bool, String> {
+        match self.gaps.first().filter(|_| self.unbroken()) {
+            Some(gap) => Err(format!("not all was tested: {gap}")),
+            None => Ok(self.unbroken()),
+        }
     }
 }
 
@@ -126,9 +176,18 @@ pub(crate) fn inside<T>(
     plan: &Plan,
     work: impl AsyncFnOnce(Fabric) -> io::Result<T>,
 ) -> io::Result<T> {
-    let fabric = Fabric::new(plan.members + plan.spare, plan.seed)
-        .map_err(|error| io::Error::other(format!("network namespaces need root: {error}")))?;
-    fabric.enter(CONTROLLER)?;
+    let fabric = if plan.rootless {
+        Fabric::loopback()
+    } else {
+        let fabric = Fabric::new(plan.members + plan.spare, plan.seed)
+            .map_err(|error| io::Error::other(format!("network namespaces need root: {error}")))?;
+        fabric.enter(CONTROLLER)?;
+        fabric
+    };
+    if plan.disk.is_some() {
+        sys::own_mounts()
+            .map_err(|error| io::Error::other(format!("mounting images needs root: {error}")))?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(work(fabric));
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -138,10 +197,18 @@ pub(crate) fn inside<T>(
 impl Run {
     /// Starts the members and waits until each serves.
     pub(crate) async fn start(plan: Plan, fabric: Fabric) -> io::Result<Self> {
-        let dir = plan.store.join(format!("{}-{}-{}", plan.name, plan.target.name(), plan.seed));
+        let named = format!("{}-{}-{}", plan.name, plan.target.name(), plan.seed);
+        let dir = plan.into.clone().unwrap_or_else(|| plan.store.join(named));
         std::fs::create_dir_all(&dir)?;
         println!("run directory {}", dir.display());
-        let setup = Setup { bin: plan.bin.clone(), extra: plan.extra.clone(), dir: dir.clone() };
+        report::describe(&plan, &dir)?;
+        let setup = Setup {
+            bin: plan.bin.clone(),
+            extra: plan.extra.clone(),
+            dir: dir.clone(),
+            disk: plan.disk,
+            shim: plan.shim.clone(),
+        };
         let mut cluster = Cluster::new(setup, fabric.clone())?;
         let members: Vec<usize> = (1..=plan.members).collect();
         for member in &members {
@@ -155,7 +222,10 @@ impl Run {
         let watchers = Watchers::new(clock, Recorder::create(&file("watch.jsonl"))?);
         let monitor = Monitor::new(clock, Recorder::create(&file("leaders.jsonl"))?);
         let steps = Recorder::create(&file("steps.jsonl"))?;
+        let faults = Recorder::create(&file("faults.jsonl"))?;
         let run = Self {
+            next: AtomicUsize::new(plan.members + 1),
+            compacted: AtomicI64::new(0),
             plan,
             dir,
             clock,
@@ -165,7 +235,9 @@ impl Run {
             watchers,
             monitor,
             steps,
+            faults,
             findings: Mutex::default(),
+            gaps: Mutex::default(),
             clients: Mutex::default(),
         };
         for member in &members {
@@ -212,6 +284,45 @@ impl Run {
     pub(crate) fn finding(&self, text: String) {
         self.say(&format!("FOUND: {text}"));
         self.findings.lock().push(text);
+    }
+
+    /// Something was to be tested and was not.
+    pub(crate) fn gap(&self, text: String) {
+        self.say(&format!("NOT COVERED: {text}"));
+        self.gaps.lock().push(text);
+    }
+
+    /// A place where no member was before, if the plan has one left.
+    pub(crate) fn fresh(&self) -> Option<usize> {
+        let place = self.next.fetch_add(1, Ordering::Relaxed);
+        (place <= self.plan.members + self.plan.spare).then_some(place)
+    }
+
+    /// Waits for a member to end by itself.
+    pub(crate) async fn ended(&self, member: usize, within: Duration) -> Option<ExitStatus> {
+        let deadline = tokio::time::Instant::now() + within;
+        loop {
+            let status = self.cluster.lock().ended(member);
+            if status.is_some() || tokio::time::Instant::now() > deadline {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until a member answers a linearizable read.
+    pub(crate) async fn serves(&self, member: usize, within: Duration) -> Option<()> {
+        let deadline = tokio::time::Instant::now() + within;
+        loop {
+            let client = Client::new(member, Duration::from_secs(1));
+            if client.range(get(PREFIX, false)).await.is_ok() {
+                return Some(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Writes acknowledged between two moments.
@@ -283,11 +394,29 @@ impl Run {
             self.finding(format!("log of {alarm}"));
         }
         let violations = check::judge(&history);
-        let findings = self.findings.lock().clone();
-        let verdict = Verdict { violations, findings };
-        self.cluster.lock().stop(self.plan.keep || !verdict.valid())?;
+        if !self.faults.all()?.is_empty() {
+            self.uncovered(&history);
+        }
+        let (findings, gaps) = (self.findings.lock().clone(), self.gaps.lock().clone());
+        let verdict = Verdict { violations, findings, gaps };
+        self.steps.all()?;
+        self.monitor.flush()?;
+        let keep = self.plan.keep || !verdict.unbroken();
+        self.cluster.lock().stop(keep)?;
+        if !keep {
+            std::fs::remove_file(self.dir.join(CAPTURE)).ok();
+        }
         report::write(self, &history, &verdict, summary)?;
         Ok(verdict)
+    }
+
+    /// Every kind of operation must have succeeded once.
+    fn uncovered(&self, history: &History) {
+        for (kind, [ok, fail, unknown]) in tally(history) {
+            if ok == 0 {
+                self.gap(format!("no {kind} succeeded: {fail} failed, {unknown} unknown"));
+            }
+        }
     }
 
     /// Writes a last recorded value, so that the newest revision is one that watchers are sent.

@@ -1,5 +1,5 @@
-//! The three things that no safe wrapper offers: leaving a network namespace, the `ifreq` calls that
-//! give a TUN device its address, and code between fork and exec. It keeps no state and decides
+//! The three things that no safe wrapper offers: leaving a namespace, the `ifreq` calls that give a
+//! TUN device its address, and code between fork and exec. It keeps no state and decides
 //! nothing; it stands under the fabric and the process control.
 #![allow(unsafe_code, reason = "unshare, ioctl and pre_exec have no safe form")]
 
@@ -96,6 +96,17 @@ pub(crate) fn island(address: Ipv4Addr) -> io::Result<Island> {
 pub(crate) fn enter(namespace: &OwnedFd) -> io::Result<()> {
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(io::Error::from)
+}
+
+/// Gives this thread, and all threads and processes that it starts later, mounts of their own: what
+/// is mounted there goes away with the last of them, a SIGKILL included. Needs CAP_SYS_ADMIN.
+pub(crate) fn own_mounts() -> io::Result<()> {
+    // SAFETY: only the mounts and the working directory of this thread change; file tables stay
+    // shared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    // Else what is mounted here would show outside as well.
+    let status = Command::new("mount").args(["--make-rprivate", "/"]).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("mount: {status}"))) }
 }
 
 /// Makes a command run in a namespace and die together with the thread that spawns it, so that a

@@ -53,6 +53,13 @@ impl Watchers {
         self.reached.lock().get(&member).copied().unwrap_or(0)
     }
 
+    /// What lies before this was compacted: a new watcher of the member begins behind it.
+    pub(crate) fn skip(&self, member: usize, compacted: i64) {
+        let mut reached = self.reached.lock();
+        let at = reached.entry(member).or_default();
+        *at = compacted.max(*at);
+    }
+
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }

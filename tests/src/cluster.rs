@@ -198,7 +198,8 @@ impl Cluster {
         self.try_wait_for(index, "/health?exclude=NOSPACE&exclude=CORRUPT")
     }
 
-    fn try_wait_for(&mut self, index: usize, path: &str) -> Result<(), String> {
+    /// As [`Cluster::wait_for`]; `Err` holds the end of its log if it ended or took too long.
+    pub fn try_wait_for(&mut self, index: usize, path: &str) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
         while !http_ok(self.members[index].client_port, path) {
             let child = self.members[index].child.as_mut().expect("it was started");
@@ -223,10 +224,24 @@ impl Cluster {
 
     /// SIGTERM, and waits for the end.
     pub fn stop(&mut self, index: usize) {
-        let child = self.members[index].child.as_ref().expect("it runs");
-        let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("a child has a pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("send SIGTERM");
+        self.signal(index, rustix::process::Signal::TERM);
         self.wait_end(index);
+    }
+
+    /// Lets a member stand still until [`Cluster::resume`].
+    pub fn pause(&self, index: usize) {
+        self.signal(index, rustix::process::Signal::STOP);
+    }
+
+    /// Lets a paused member go on.
+    pub fn resume(&self, index: usize) {
+        self.signal(index, rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, index: usize, signal: rustix::process::Signal) {
+        let child = self.members[index].child.as_ref().expect("it runs");
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, signal).expect("send a signal");
     }
 
     /// Waits until a member's process has ended by itself, and tells how.

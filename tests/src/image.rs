@@ -1,100 +1,44 @@
-//! A small file system of one's own in a loop-mounted image, whose power can be cut: the shutdown
-//! call of ext4 and xfs drops everything that was not synced, as a power loss would. Needs root,
-//! mkfs.ext4, mkfs.xfs and xfs_io.
+//! Images whose power can be cut (`kelson-image`) as tests use them: in a temporary directory, and any
+//! failure ends the test. Also what all tests of power loss share.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
-/// File system of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// ext4 with its default journal mode.
-    Ext4,
-    /// xfs.
-    Xfs,
-}
+pub use kelson_image::Kind;
 
 /// A mounted image; unmounted and deleted when dropped.
 pub struct Image {
-    dir: tempfile::TempDir,
-    mounted: bool,
+    // Before the directory, so that it is unmounted before it is deleted.
+    image: kelson_image::Image,
+    _dir: tempfile::TempDir,
 }
 
 impl Image {
     /// Makes and mounts an image of `megabytes`.
     pub fn new(kind: Kind, megabytes: u64) -> Image {
         let dir = tempfile::Builder::new().prefix("kelson-image-").tempdir().expect("temp dir");
-        let file = dir.path().join("image");
-        std::fs::File::create(&file)
-            .and_then(|file| file.set_len(megabytes << 20))
-            .expect("make the image file");
-        std::fs::create_dir(dir.path().join("mnt")).expect("make the mount point");
-        match kind {
-            Kind::Ext4 => run("mkfs.ext4", &["-q", "-F", path(&file)]),
-            Kind::Xfs => run("mkfs.xfs", &["-q", "-f", path(&file)]),
-        }
-        let mut image = Image { dir, mounted: false };
-        image.mount();
-        image
+        let image = kelson_image::Image::create(dir.path(), kind, megabytes);
+        Image { image: image.expect("make and mount an image"), _dir: dir }
     }
 
     /// Directory where the file system is mounted.
     pub fn mount_point(&self) -> PathBuf {
-        self.dir.path().join("mnt")
+        self.image.mount_point()
     }
 
     /// Mounts it again; the journal is replayed as after a power cut.
     pub fn mount(&mut self) {
-        run(
-            "mount",
-            &["-o", "loop", path(&self.dir.path().join("image")), path(&self.mount_point())],
-        );
-        self.mounted = true;
+        self.image.mount().expect("mount the image again");
     }
 
     /// Cuts the power: from now on every write fails and nothing unsynced will be found again.
     pub fn cut_power(&self) {
-        run("xfs_io", &["-x", "-c", "shutdown", path(&self.mount_point())]);
+        self.image.cut_power().expect("cut the power");
     }
 
     /// Unmounts; no process may have files open there.
     pub fn unmount(&mut self) {
-        // A just killed process may hold its files a moment longer.
-        for _ in 0..100 {
-            let status =
-                Command::new("umount").arg(self.mount_point()).output().expect("run umount");
-            if status.status.success() {
-                self.mounted = false;
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        panic!("{} stays busy", self.mount_point().display());
+        self.image.unmount().expect("unmount the image");
     }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        if self.mounted {
-            let _ = Command::new("umount").arg("-l").arg(self.mount_point()).status();
-        }
-    }
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().expect("temporary paths are UTF-8")
-}
-
-fn run(program: &str, args: &[&str]) {
-    let output = Command::new(program)
-        .args(args)
-        .output()
-        .unwrap_or_else(|e| panic!("{program} is needed for this test and cannot be run: {e}"));
-    assert!(
-        output.status.success(),
-        "{program} {args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
 
 /// True when images can be mounted here (root). With `CI` set it must be possible.

@@ -92,7 +92,8 @@ impl Ledger {
                 return Err(format!("value {value:?} under a wrong key or twice"));
             }
         }
-        if last != revision {
+        // More may have come meanwhile: a write without an answer takes effect when a majority is back.
+        if last < revision {
             return Err(format!("revision {revision} but history ends at {last}"));
         }
         for (value, (key, fate)) in &self.attempts {
@@ -103,7 +104,7 @@ impl Ledger {
                 return Err(format!("lost: {key}={value} acked at {acked}, found {found:?}"));
             }
         }
-        self.highest = revision;
+        self.highest = last.max(revision);
         judge_hash(&channel, &events).await
     }
 }

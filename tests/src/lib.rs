@@ -12,3 +12,4 @@ pub mod parse;
 pub mod pings;
 pub mod script;
 pub mod server;
+pub mod watch;

@@ -4,9 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kelson_api::etcdserverpb as pb;
 use kelson_tests::image::{self, Image, Kind};
 use kelson_tests::ledger::Ledger;
 use kelson_tests::server::{Server, kelson_binary};
+use pb::kv_client::KvClient;
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
@@ -177,4 +179,53 @@ fn fill(path: &Path) {
         }
     }
     let _ = file.sync_all();
+}
+
+/// Changes one character of a text in the log of a stopped member; checksums are left as they are.
+fn change_in_log(data_dir: &Path, text: &str) {
+    let logs = files(&data_dir.join("member/wal"));
+    for path in logs.iter().filter(|path| path.extension().is_some_and(|it| it == "wal")) {
+        let mut bytes = std::fs::read(path).expect("read a log file");
+        let found = bytes.windows(text.len()).position(|window| window == text.as_bytes());
+        if let Some(at) = found {
+            bytes[at] ^= 1;
+            return std::fs::write(path, bytes).expect("write a log file");
+        }
+    }
+    panic!("{text} is in no log file");
+}
+
+#[test]
+fn a_damaged_entry_that_a_start_needs_is_not_believed() {
+    // No checkpoint comes: after kill -9 everything is read from the log.
+    let flags = ["--backend-batch-interval=1h".to_owned()];
+    let mut server = Server::start(&kelson_binary(), &flags);
+    let runtime = runtime();
+    let channel = |server: &Server| {
+        tonic::transport::Channel::from_shared(server.endpoint()).expect("a URL").connect_lazy()
+    };
+    let put = |number: usize| pb::PutRequest {
+        key: format!("key-{number}").into(),
+        value: format!("needle-{number:04}").into(),
+        ..Default::default()
+    };
+    runtime.block_on(async {
+        let mut kv = KvClient::new(channel(&server));
+        for number in 0..50 {
+            kv.put(put(number)).await.expect("a put");
+        }
+    });
+    server.kill();
+    change_in_log(&server.data_dir(), "needle-0020");
+    match server.try_spawn() {
+        Err(log) => {
+            assert!(log.contains("exit status: 1") && log.contains(".wal"), "{log}");
+        }
+        Ok(()) => runtime.block_on(async {
+            let mut kv = KvClient::new(channel(&server));
+            let range = pb::RangeRequest { key: "key-20".into(), ..Default::default() };
+            let found = kv.range(range).await.expect("a range").into_inner().kvs;
+            panic!("started on a damaged log and answers {found:?}");
+        }),
+    }
 }

@@ -211,3 +211,38 @@ fn one_disk_that_hangs_stops_no_write_for_long() {
         }
     });
 }
+
+#[test]
+fn nobody_is_elected_by_votes_that_are_not_on_disk() {
+    run(async {
+        let mut held = Held::start(&[]);
+        let leader = held.cluster.leader().await;
+        held.recover().await;
+        let followers = victims(3, leader);
+        held.hold(&followers);
+        held.cluster.kill(leader);
+        // Several elections long: neither can save its own vote, so neither may lead.
+        let until = std::time::Instant::now() + Duration::from_secs(6);
+        while std::time::Instant::now() < until {
+            for follower in &followers {
+                let status = status(&held.cluster, *follower).await;
+                let leads = status.is_some_and(|(own, leader)| own == leader);
+                assert!(!leads, "{follower} leads by votes that nobody has on disk");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        held.release(&followers);
+        held.cluster.leader().await;
+        held.cluster.spawn(leader);
+        held.recover().await;
+    });
+}
+
+/// Who a member is and whom it takes for the leader, by its own word.
+async fn status(cluster: &Cluster, member: usize) -> Option<(u64, u64)> {
+    let mut client = pb::maintenance_client::MaintenanceClient::new(cluster.channel(member));
+    let asked = client.status(pb::StatusRequest {});
+    let answer = tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?.ok()?;
+    let status = answer.into_inner();
+    Some((status.header.as_ref()?.member_id, status.leader))
+}

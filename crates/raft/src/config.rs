@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kelson_storage::Identity;
+use kelson_storage::sabotage::{self, Variant};
 use openraft::{Config, SnapshotPolicy};
 
 use crate::error::StartError;
@@ -107,7 +108,8 @@ impl NodeConfig {
 
     /// openraft's settings; what differs from its defaults, and why.
     pub(crate) fn consensus(&self) -> Result<Config, StartError> {
-        let election = self.election.as_millis() as u64;
+        let slowness = if sabotage::is(Variant::SlowElection) { 12 } else { 1 };
+        let election = self.election.as_millis() as u64 * slowness;
         let config = Config {
             cluster_name: self.initial_cluster_token.clone(),
             heartbeat_interval: self.heartbeat.as_millis() as u64,

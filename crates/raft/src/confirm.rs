@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures::SinkExt;
 use futures::channel::mpsc;
 use kelson_api::peer::ConfirmRequest;
+use kelson_storage::sabotage::{self, Variant};
 use openraft::errors::RaftError;
 use openraft::{RaftState, ReadPolicy};
 use parking_lot::Mutex;
@@ -38,16 +39,41 @@ pub(crate) struct Confirm {
     election: Duration,
     /// Number of the newest round.
     wanted: watch::Sender<u64>,
-    /// By member: the newest round that it answered, and the term that it confirmed then.
-    answers: Mutex<BTreeMap<u64, Answer>>,
+    answers: Mutex<Answers>,
     answered: watch::Sender<()>,
     asking: Mutex<Asking>,
 }
+
+/// By member: the newest round that it answered, and the term that it confirmed then.
+#[derive(Debug, Default)]
+struct Answers(BTreeMap<u64, Answer>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Answer {
     term: u64,
     round: u64,
+}
+
+impl Answers {
+    /// A member that was asked in `term`, for `round`, says to have voted last in `voted`. In a later
+    /// term it may have elected somebody else, so that is no proof. Returns whether it is one.
+    fn take(&mut self, id: u64, voted: u64, term: u64, round: u64) -> bool {
+        let proves = voted <= term;
+        if proves {
+            self.0.insert(id, Answer { term, round });
+        }
+        proves
+    }
+
+    /// Whether a quorum confirmed this leader's term in `round` or later. `present` are voters of
+    /// which it is known without an answer.
+    fn agree(&self, leading: &Leading, round: u64, present: impl Fn(u64) -> bool) -> bool {
+        let answered = |id| {
+            let answer = self.0.get(&id).copied().unwrap_or_default();
+            answer.term == leading.term && answer.round >= round
+        };
+        leading.voters.agree(|id| present(id) || answered(id))
+    }
 }
 
 /// One task for each other voter.
@@ -112,11 +138,11 @@ impl Confirm {
 
     async fn round(self: &Arc<Self>, leading: Leading, asker: Option<u64>) -> Option<u64> {
         let present = |id| id == self.member_id || asker == Some(id);
-        if !leading.voters.agree(present) {
+        if !leading.voters.agree(present) && !sabotage::is(Variant::UnprovenLeader) {
             let mut answered = self.answered.subscribe();
             let round = self.begin(&leading.voters)?;
             let quorum = async {
-                while !self.agree(&leading, round, present) {
+                while !self.answers.lock().agree(&leading, round, present) {
                     // The sender lives as long as `self`.
                     answered.changed().await.ok()?;
                 }
@@ -126,15 +152,6 @@ impl Confirm {
         }
         // The vote of this member counts, too.
         (self.progress.leading_term() == leading.term).then_some(leading.committed)
-    }
-
-    fn agree(&self, leading: &Leading, round: u64, present: impl Fn(u64) -> bool) -> bool {
-        let answers = self.answers.lock();
-        let answered = |id| {
-            let answer = answers.get(&id).copied().unwrap_or_default();
-            answer.term == leading.term && answer.round >= round
-        };
-        leading.voters.agree(|id| present(id) || answered(id))
     }
 
     /// Opens a round and returns its number; `None` = closed.
@@ -227,8 +244,7 @@ impl Confirm {
             requests.send(ConfirmRequest {}).await.map_err(closed)?;
             let reply = tokio::time::timeout(self.election, replies.message()).await;
             let Some(reply) = reply.map_err(|_| late())?? else { return Ok(()) };
-            if reply.voted_term <= term {
-                self.answers.lock().insert(id, Answer { term, round });
+            if self.answers.lock().take(id, reply.voted_term, term, round) {
                 self.answered.send_replace(());
             }
             *done = round;
@@ -244,5 +260,54 @@ impl Confirm {
         let round = wanted.wait_for(|round| *round > done).await;
         // The sender lives as long as `self`.
         round.map(|round| *round).map_err(|_| Status::aborted("closed"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leading(term: u64, voters: Voters) -> Leading {
+        Leading { term, committed: 7, voters }
+    }
+
+    /// This member, the leader.
+    fn itself(id: u64) -> bool {
+        id == 1
+    }
+
+    #[test]
+    fn a_voter_of_a_later_term_proves_nothing() {
+        let leads = leading(4, Voters::of([&[1, 2, 3]]));
+        let mut answers = Answers::default();
+        assert!(!answers.take(2, 5, 4, 1));
+        assert!(!answers.agree(&leads, 1, itself));
+        assert!(answers.take(2, 4, 4, 1));
+        assert!(answers.agree(&leads, 1, itself));
+        // It missed the election of this leader, and has voted for nobody since.
+        assert!(answers.take(3, 2, 4, 2));
+        assert!(answers.agree(&leads, 2, itself));
+    }
+
+    #[test]
+    fn an_answer_counts_for_its_term_and_its_round() {
+        let voters = Voters::of([&[1, 2, 3]]);
+        let mut answers = Answers::default();
+        answers.take(2, 4, 4, 3);
+        assert!(answers.agree(&leading(4, voters.clone()), 3, itself));
+        assert!(!answers.agree(&leading(4, voters.clone()), 4, itself), "asked before the read");
+        // The same member leads again, two terms later: somebody else may have led in between.
+        assert!(!answers.agree(&leading(6, voters), 3, itself));
+    }
+
+    #[test]
+    fn both_sets_of_a_change_must_agree() {
+        let leads = leading(4, Voters::of([&[1, 2, 3], &[1, 4, 5]]));
+        let mut answers = Answers::default();
+        answers.take(2, 4, 4, 1);
+        answers.take(3, 4, 4, 1);
+        assert!(!answers.agree(&leads, 1, itself));
+        answers.take(5, 4, 4, 1);
+        assert!(answers.agree(&leads, 1, itself));
     }
 }

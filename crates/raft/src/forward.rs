@@ -9,10 +9,12 @@ use futures::SinkExt;
 use futures::channel::mpsc;
 use kelson_api::Error;
 use kelson_api::peer::forward_reply::Outcome;
+use kelson_api::peer::peer_client::PeerClient;
 use kelson_api::peer::{ChangeMembersRequest, ForwardRequest, ReadIndexReply, ReadIndexRequest};
+use kelson_storage::sabotage::{self, Variant};
 use tonic::{Response, Status, Streaming};
 
-use crate::peers::{Link, Peers, never_sent};
+use crate::peers::{Link, PeerChannel, Peers, never_sent};
 
 /// Questions to a leader for the index that a reader must have applied, one at a time.
 pub(crate) struct Indexes {
@@ -64,8 +66,14 @@ impl Forwarder {
     pub(crate) async fn batch(&self, leader: u64, batch: Bytes) -> Forwarded {
         let link = self.peers.link(leader);
         let mut client = link.bulk();
+        let again = sabotage::is(Variant::ForwardedTwice)
+            .then(|| tokio::spawn(send_again(link.bulk(), batch.clone())));
         let call = client.forward(ForwardRequest { batch });
-        match self.answered(&link, call).await {
+        let answer = self.answered(&link, call).await;
+        if let Some(again) = again {
+            again.abort();
+        }
+        match answer {
             Ok(reply) => match reply.outcome() {
                 Outcome::Applied => Forwarded::Applied,
                 Outcome::NotLeader => Forwarded::Refused,
@@ -125,6 +133,12 @@ impl Forwarder {
         };
         self.peers.check_answer(link, answer).map_err(|_| failure)
     }
+}
+
+/// Sabotage: takes a leader that is slow for one that has not heard.
+async fn send_again(mut client: PeerClient<PeerChannel>, batch: Bytes) {
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    client.forward(ForwardRequest { batch }).await.ok();
 }
 
 /// What a call without an answer amounts to.

@@ -8,6 +8,7 @@ use hyper_util::rt::TokioIo;
 use kelson_api::peer::peer_client::PeerClient;
 use kelson_api::peer::{DescribeReply, DescribeRequest};
 use kelson_storage::Identity;
+use kelson_storage::sabotage::{self, Variant};
 use tonic::transport::{Endpoint, Uri};
 
 use crate::config::{NodeConfig, sorted};
@@ -38,7 +39,7 @@ async fn found(config: &NodeConfig) -> Result<Arrival, StartError> {
     let others = others(config);
     let asked = others.iter().map(|url| describe(config, url));
     for answer in futures::future::join_all(asked).await.into_iter().flatten() {
-        let known = answer.identities.iter().any(|known| known.id == identity.member_id);
+        let known = is_known(&answer, identity.member_id);
         if answer.removed.contains(&identity.member_id) {
             return Err(StartError::Removed(identity.member_id));
         }
@@ -102,10 +103,16 @@ fn matched(
         return Err(StartError::OtherCluster(text));
     };
     // A member that has run before has promised things that an empty directory does not know.
-    if answer.identities.iter().any(|known| known.id == identity.member_id) {
+    if is_known(answer, identity.member_id) {
         return Err(StartError::AlreadyBootstrapped(identity.member_id));
     }
     Ok(Arrival { identity, members })
+}
+
+/// Whether the cluster has seen a data directory of this member.
+fn is_known(answer: &DescribeReply, member: u64) -> bool {
+    let mut known = answer.identities.iter();
+    known.any(|known| known.id == member) && !sabotage::is(Variant::WipedAccepted)
 }
 
 fn others(config: &NodeConfig) -> Vec<String> {

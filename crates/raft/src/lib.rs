@@ -9,11 +9,12 @@
 //! Only this crate names openraft, and only `codec` says what consensus looks like on disk. It
 //! never speaks to clients and never decides what a command does. Other members are reached through
 //! `network` (what openraft sends), `forward` (what followers ask their leader) and answered by
-//! `peer_service`; `peers` says who they are.
+//! `peer_service`; `peers` says who they are. `dump` shows a log to people and tools.
 
 mod codec;
 mod config;
 mod confirm;
+mod dump;
 mod error;
 mod force;
 mod forward;
@@ -40,6 +41,7 @@ mod wire;
 
 pub use codec::DecodeError;
 pub use config::NodeConfig;
+pub use dump::{DumpError, Shown, show_log};
 pub use error::StartError;
 pub use identity::{bootstrap_member_id, cluster_id};
 pub use membership::MemberChange;

@@ -9,7 +9,9 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use futures::Stream;
+use kelson_storage::failpoint;
 use kelson_storage::log::{self, Log, LogError};
+use kelson_storage::sabotage::{self, Variant};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
@@ -143,9 +145,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        *self.vote.lock() = Some(*vote);
+        let is_first = self.vote.lock().replace(*vote).is_none();
         // A vote for someone else ends local reads before it can be sent.
         self.progress.set_vote(vote);
+        if sabotage::is(Variant::VoteForgotten) && !is_first {
+            return Ok(());
+        }
         let bytes = codec::encode_vote(vote);
         settled(|done| self.log.save_vote(bytes, done)).await
     }
@@ -197,7 +202,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, log_id: RaftLogId) -> io::Result<()> {
         let upto = position(&log_id);
+        let is_replaced = upto.index > self.progress.last();
         settled(|done| self.log.purge(upto, done)).await?;
+        if is_replaced {
+            failpoint::hit("raftAfterWALRelease");
+        }
         // After a snapshot the log is empty and begins behind it.
         self.progress.set_last(self.progress.last().max(upto.index));
         self.sizes.lock().forget(upto.index);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use kelson_api::peer;
+use kelson_storage::sabotage::{self, Variant};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
@@ -340,7 +341,10 @@ impl RaftNetworkV2<TypeConfig> for PeerLink {
 
     fn backoff(&self) -> Option<Backoff> {
         // One heartbeat or so: a member that is back should not wait.
-        let pause = self.network.election / 5;
+        let mut pause = self.network.election / 5;
+        if sabotage::is(Variant::SlowReconnect) {
+            pause = Duration::from_secs(60);
+        }
         Some(Backoff::new(std::iter::repeat(pause)))
     }
 }

@@ -288,7 +288,13 @@ impl Node {
     /// The member's view of its cluster at this moment.
     pub fn status(&self) -> Status {
         let status = self.inner.status.borrow().clone();
-        status.at(&self.inner.progress)
+        let mut status = status.at(&self.inner.progress);
+        // A new voter has no vote before it has caught up, and is no learner all the same: clients go
+        // by what was asked for.
+        let id = self.inner.member_id;
+        status.is_learner = status.is_learner
+            && self.inner.reader.members().iter().any(|row| row.id == id && row.is_learner);
+        status
     }
 
     /// What this member has counted since it started.

@@ -16,7 +16,8 @@ use kelson_api::peer::{
     ReadIndexReply, ReadIndexRequest, SnapshotPart, SnapshotReply, TransferReply, TransferRequest,
     VoteReply, VoteRequest,
 };
-use kelson_storage::{Identity, Reader};
+use kelson_storage::sabotage::{self, Variant};
+use kelson_storage::{Identity, Reader, failpoint};
 use openraft::errors::ClientWriteError;
 use openraft::raft::{AppendEntriesResponse, ClientWriteResult};
 use tonic::{Request, Response, Status, Streaming};
@@ -88,14 +89,13 @@ impl Peer for PeerService {
                 }
             });
         let progress = self.progress.clone();
-        let replies = self.raft.stream_append(requests).map(move |result| match result {
-            Ok(result) => {
-                if !matches!(&result, Err(openraft::raft::StreamAppendError::HigherVote(_))) {
-                    progress.note_heard();
-                }
-                Ok(wire::append_reply(&result))
+        let replies = self.raft.stream_append(requests).map(move |result| {
+            let result = result.map_err(stopped)?;
+            if !matches!(&result, Err(openraft::raft::StreamAppendError::HigherVote(_))) {
+                progress.note_heard();
             }
-            Err(fatal) => Err(stopped(fatal)),
+            failpoint::hit("raftBeforeFollowerSend");
+            Ok(wire::append_reply(&result))
         });
         Ok(self.peers.answer_stream(Box::pin(replies), self.progress.last()))
     }
@@ -109,7 +109,9 @@ impl Peer for PeerService {
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
-        if let (AppendEntriesResponse::Conflict, Some(previous)) = (&response, previous) {
+        if let (AppendEntriesResponse::Conflict, Some(previous)) = (&response, previous)
+            && !sabotage::is(Variant::OlderCopyAccepted)
+        {
             // A heartbeat follows what this member acknowledged to that very leader. With less it
             // cannot be trusted to vote. etcd ends a member, too, that is told to have more.
             abort("follow the leader", &lost_text("this member", previous.index + 1));

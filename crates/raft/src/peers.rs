@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use kelson_api::peer::peer_client::PeerClient;
+use kelson_storage::sabotage::{self, Variant};
 use kelson_storage::{Identity, Reader};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -278,7 +279,8 @@ impl Link {
         let text = metadata.get(LAST).and_then(|value| value.to_str().ok());
         let Some(last) = text.and_then(|text| text.parse::<u64>().ok()) else { return Ok(()) };
         let kept = self.kept.load(Ordering::Acquire);
-        if last >= kept { Ok(()) } else { Err(self.lost(kept)) }
+        let is_lost = last < kept && !sabotage::is(Variant::OlderCopyAccepted);
+        if is_lost { Err(self.lost(kept)) } else { Ok(()) }
     }
 
     /// The member said to have everything up to `index` of the log of the leader by that vote, which
@@ -291,7 +293,10 @@ impl Link {
     /// The entry at `index`, which the member says not to have, is one that it said to have. openraft
     /// must not hear of it: it takes that for a fault of its own and ends.
     pub(crate) fn check_conflict(&self, vote: &Vote, index: u64) -> Result<(), Status> {
-        self.matched.contradicted(vote, index).map_or(Ok(()), |had| Err(self.lost(had)))
+        match self.matched.contradicted(vote, index) {
+            Some(had) if !sabotage::is(Variant::OlderCopyAccepted) => Err(self.lost(had)),
+            _ => Ok(()),
+        }
     }
 
     fn lost(&self, had: u64) -> Status {
@@ -476,7 +481,7 @@ impl Peers {
         // Not known before the member has published it for the first time.
         let Some(known) = self.inner.reader.storage_uuid(id) else { return Ok(()) };
         let told = metadata.get(STORAGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        if told == hex(&known) {
+        if told == hex(&known) || sabotage::is(Variant::WipedAccepted) {
             return Ok(());
         }
         Err(Status::failed_precondition(format!(

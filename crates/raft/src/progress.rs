@@ -40,6 +40,11 @@ pub(crate) struct Progress {
 pub(crate) struct Voters(Arc<[BTreeSet<u64>]>);
 
 impl Voters {
+    #[cfg(test)]
+    pub(crate) fn of<const N: usize>(sets: [&[u64]; N]) -> Self {
+        Self(sets.map(|set| set.iter().copied().collect()).into())
+    }
+
     /// Whether those for whom `agrees` is true are a majority of each set.
     pub(crate) fn agree(&self, agrees: impl Fn(u64) -> bool) -> bool {
         let majority =

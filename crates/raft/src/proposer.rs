@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kelson_api::command::{Batch, Command, command::Op};
 use kelson_api::{Error, Message};
-use kelson_storage::Outcome;
 use kelson_storage::log::Log;
+use kelson_storage::{Outcome, failpoint};
 use openraft::errors::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
@@ -113,6 +113,14 @@ impl Drop for Leaving<'_> {
     }
 }
 
+/// Ids of a run begin at its start in nanoseconds and count up: slower than the clock does, so they
+/// stay apart from those in entries of earlier runs, which may be applied again while new callers
+/// wait. A process that is restarted at once may start twice in one second, never in one millisecond.
+fn first_request_id(since_epoch: Duration) -> u64 {
+    // Enough for more than five hundred years.
+    (since_epoch.as_nanos() as u64).max(1)
+}
+
 impl Proposer {
     pub(crate) fn new(
         member_id: u64,
@@ -122,9 +130,7 @@ impl Proposer {
         log: Log,
         status: watch::Receiver<Status>,
     ) -> Arc<Proposer> {
-        // Seconds in the upper half keep ids of this run apart from those in entries of earlier
-        // runs, which may be applied again.
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Arc::new(Proposer {
             member_id,
             limits,
@@ -133,7 +139,7 @@ impl Proposer {
             bytes_in_flight: AtomicUsize::new(0),
             refused: AtomicBool::new(false),
             failed: AtomicU64::new(0),
-            next_request: AtomicU64::new((seconds << 32) | 1),
+            next_request: AtomicU64::new(first_request_id(since_epoch)),
             waiters,
             progress,
             log,
@@ -413,6 +419,7 @@ impl Proposer {
             }
             drop(permit);
         });
+        failpoint::hit("raftBeforeLeaderSend");
         if raft.client_write_ff(entry, Some(answer)).await.is_err() {
             // Consensus is gone: the process is stopping or about to abort.
             self.close();

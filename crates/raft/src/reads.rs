@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kelson_api::Error;
+use kelson_storage::sabotage::{self, Variant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -64,6 +65,9 @@ impl Reads {
     /// Returns an applied index that covers everything acknowledged before the call. Cancel safe.
     pub(crate) async fn barrier(&self) -> Barrier {
         if self.progress.reads_are_local() {
+            return Ok(self.progress.applied());
+        }
+        if sabotage::is(Variant::LocalReads) && !self.status.borrow().is_leader {
             return Ok(self.progress.applied());
         }
         let start = Instant::now();
@@ -128,7 +132,12 @@ impl Reads {
                 continue;
             }
             let barrier = self.round(&mut way, &readers).await;
-            for reader in readers {
+            let late = if sabotage::is(Variant::LateReaders) {
+                std::mem::take(&mut self.room.lock().waiting)
+            } else {
+                Vec::new()
+            };
+            for reader in readers.into_iter().chain(late) {
                 // A reader that left does not want to know.
                 reader.send(barrier).ok();
             }

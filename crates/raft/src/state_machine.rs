@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt};
 use kelson_api::Message;
 use kelson_api::command::{Batch, MembersChange, command::Op};
 use kelson_api::etcdserverpb::Member;
-use kelson_storage::{LogId as Position, Reader, Store};
+use kelson_storage::{LogId as Position, Reader, Store, failpoint};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -84,6 +84,7 @@ impl StateMachine {
                 return Ok(());
             }
             Payload::Membership(membership, change) => {
+                failpoint::hit("beforeApplyOneConfChange");
                 let change = members_change(&membership, change, store.membership().is_none())?;
                 store
                     .apply_membership(id, codec::encode_membership(&membership), change.as_ref())

@@ -25,7 +25,7 @@ pub struct Status {
     pub leader: Option<u64>,
     /// This member is that leader.
     pub is_leader: bool,
-    /// This member has no vote.
+    /// This member has no vote and is to have none until it is promoted.
     pub is_learner: bool,
     /// The current term.
     pub term: u64,

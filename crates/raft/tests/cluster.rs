@@ -441,7 +441,13 @@ async fn a_new_voter_gets_its_vote_by_itself() {
     cluster.push(("b".to_owned(), vec![url]));
     let joining = NodeConfig { initial_state_existing: true, ..lab.config("b", &cluster) };
     let joined = Member::start(joining, listener).await;
-    eventually(|| members[0].node.voters().contains(&id).then_some(())).await;
+    // Clients asked for a voter: it must refuse none of them as a learner, not even before its vote.
+    let told = joined.node.clone();
+    let promoted = || {
+        assert!(!told.status().is_learner, "it says to be a learner");
+        members[0].node.voters().contains(&id).then_some(())
+    };
+    eventually(promoted).await;
     ready(&joined).await;
     assert!(joined.has("meanwhile").await);
     joined.put("both").await.expect("both agree");

@@ -6,6 +6,8 @@ pub mod app;
 pub mod config;
 pub mod dial;
 pub mod discovery;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod grpc_layer;

@@ -11,6 +11,9 @@ pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// The quota in effect when `--quota-backend-bytes` is 0 or absent.
 pub const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
 
+/// The shortest [`Limits::progress_notify_interval`]; a shorter setting is raised to it, as etcd does.
+pub const PROGRESS_NOTIFY_MIN: Duration = Duration::from_millis(100);
+
 /// Limits of requests, from the flags of the same names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {

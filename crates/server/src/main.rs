@@ -1,6 +1,7 @@
 //! The binary: reads the settings, starts log and runtime, and turns the end into an exit code.
 //! It may be called `etcd`; nothing depends on its name.
 
+mod dump_log;
 mod lab;
 
 use std::process::ExitCode;
@@ -14,16 +15,27 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     let arguments: Vec<String> = std::env::args_os().skip(1).map(text).collect();
-    // etcd's command line has no words without dashes, so this one cannot hide any of its own.
-    if arguments.first().is_some_and(|word| word == "lab") {
-        return lab::run(&arguments[1..]);
+    // etcd's command line has no words without dashes, so these cannot hide any of its own.
+    match arguments.first().map(String::as_str) {
+        Some("lab") => return lab::run(&arguments[1..]),
+        Some("log") => return dump_log::run(&arguments[1..]),
+        _ => {}
+    }
+    match kelson_storage::sabotage::check() {
+        Ok(None) => {}
+        Ok(Some(name)) => eprintln!("THIS MEMBER IS BROKEN ON PURPOSE: {name}"),
+        Err(list) => {
+            eprintln!("{list}");
+            return ExitCode::FAILURE;
+        }
     }
     keep_small_pages();
     let environment = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
     match config::load(&arguments, environment) {
         Ok(Command::Help) => {
-            let lab = "A cluster on this machine to try out:\n\n  kelson lab --help\n";
-            print(&format!("{}\n{lab}", config::help_text()))
+            let more = "A cluster on this machine to try out:\n\n  kelson lab --help\n\n\
+                        The Raft log of a member, entry by entry:\n\n  kelson log --help\n";
+            print(&format!("{}\n{more}", config::help_text()))
         }
         Ok(Command::Version) => print(&version::version_text()),
         Ok(Command::Run(loaded)) => run(*loaded),
@@ -80,6 +92,11 @@ fn run(Loaded { config, notices }: Loaded) -> ExitCode {
         return ExitCode::FAILURE;
     }
     notices.iter().for_each(tell);
+    #[cfg(feature = "failpoints")]
+    if let Err(reason) = kelson_server::failpoints::start() {
+        eprintln!("{reason}");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kelson_server::config::{
-    Command, Config, FLAGS, Failure, Kind, Loaded, OLD_NAMES, OldName, load,
+    Command, Config, FLAGS, Failure, Kind, Loaded, Notice, OLD_NAMES, OldName, load,
 };
 use kelson_server::limits::AutoCompaction;
 
@@ -496,6 +496,11 @@ fn limits_follow_the_flags() {
     assert_eq!(limits.request_timeout, Duration::from_secs(9));
     assert_eq!(limits.min_lease_ttl, 3);
     assert_eq!(limits.progress_notify_interval, Duration::from_secs(3));
+    // etcd raises what is too short, and says so.
+    let short = parse(&["--watch-progress-notify-interval=10ms"], &[]).expect("it is accepted");
+    assert_eq!(short.config.limits().progress_notify_interval, Duration::from_millis(100));
+    let said = |notice: &Notice| notice.is_warning && notice.message.contains("raised to 100ms");
+    assert!(short.notices.iter().any(said), "{:?}", short.notices);
     let revisions = ["--auto-compaction-mode=revision", "--auto-compaction-retention=1000"];
     assert_eq!(config(&revisions).limits().auto_compaction, AutoCompaction::Revision(1000));
     assert_eq!(config(&[]).limits(), kelson_server::limits::Limits::default());

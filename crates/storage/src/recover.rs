@@ -20,6 +20,7 @@ use crate::dir::{make_dir, replace_file, sync_dir};
 use crate::disk::{free_bytes, used_bytes};
 use crate::engine::sled::SledBackend;
 use crate::engine::{Backend, EngineError};
+use crate::failpoint;
 use crate::keys::{self, SCHEMA_VERSION, Tables, Tally};
 use crate::open::OpenError;
 use crate::persist::copy::Copy;
@@ -435,10 +436,12 @@ pub(crate) fn rewrite(place: &Place, old: &mut dyn Backend) -> Result<Rewritten,
         );
         return Ok(None);
     }
+    failpoint::hit("defragBeforeCopy");
     let open = || open_patiently(&dir, place.cache_bytes).map(|open| Box::new(open) as Box<_>);
     let mut copy = Copy::begin(open, place.cache_bytes)?;
     copy.put_all(old)?;
     let fresh = copy.finish()?;
+    failpoint::hit("defragBeforeRename");
     let after = used_bytes(&dir);
     if before.saturating_sub(after) < REWRITE_GAIN_MIN.max(before / 4) {
         fresh.close();

@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::chain::{Chain, Chains};
+use crate::failpoint;
 use crate::feed::Feed;
 use crate::lease::Leases;
 use crate::mvcc::apply::{apply, change_members};
@@ -23,6 +24,7 @@ use crate::options::Options;
 use crate::persist::Persister;
 use crate::reader::Reader;
 use crate::recover::Recovered;
+use crate::sabotage::{self, Variant};
 use crate::times::StateTimes;
 use crate::types::{Delta, Fatal, LogId, MetaChange, Outcome, Row};
 
@@ -119,8 +121,10 @@ impl Store {
         let id = delta.id;
         let chain = self.state.chains.read().newest().after(&delta);
         delta.chain = chain;
+        failpoint::hit("beforeWritebackBuf");
         self.state.persister().push(delta)?;
         self.state.feed.hand_over(self.state.current());
+        failpoint::hit("afterWritebackBuf");
         *self.state.applied.write() = id;
         self.state.chains.write().push(id.index, chain);
         if self.scratch.capacity() > SCRATCH_MAX {
@@ -303,13 +307,17 @@ impl Loader {
     pub(crate) fn finish(self, recovered: Recovered) -> Loaded {
         let scheduled = recovered.scheduled_compaction.max(recovered.finished_compaction);
         let floor = scheduled.unwrap_or(-1).max(recovered.current_revision_floor);
+        let forgotten = i64::from(sabotage::is(Variant::RevisionForgotten));
         let mut leases = Leases::default();
-        for lease in recovered.leases {
+        for mut lease in recovered.leases {
+            if sabotage::is(Variant::LeaseTtlForgotten) {
+                lease.ttl = 1;
+            }
             leases.put(lease);
         }
         for entry in self.index.iter().filter(|entry| entry.is_live()) {
             let parsed = row::parse(entry.row()).expect("checked when the row was added");
-            if parsed.lease != 0 {
+            if parsed.lease != 0 && !sabotage::is(Variant::LeaseKeysForgotten) {
                 leases.reattach(entry.key(), 0, parsed.lease);
             }
         }
@@ -329,7 +337,7 @@ impl Loader {
             chain: recovered.chain,
             installed: recovered.installed,
             // An empty store is at revision 1.
-            revision: self.newest.max(floor).max(1),
+            revision: (self.newest - forgotten).max(floor).max(1),
             scheduled: scheduled.unwrap_or(-1),
             finished: recovered.finished_compaction.unwrap_or(-1),
         }

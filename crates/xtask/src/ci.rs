@@ -4,23 +4,29 @@
 use std::process::Command;
 use std::time::Instant;
 
-use crate::{codegen, peers, root, run_command};
+use crate::{codegen, guarantees, peers, root, run_command, sabotage};
 
 type Step = (&'static str, fn() -> Result<(), String>);
 
 /// Cheap checks first. The etcd programs come before the tests that compare with them; kube-apiserver
 /// comes last, since it takes longest to build.
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 14] = [
     ("generated code is current", || codegen::run(&["--check".to_string()])),
+    ("guarantees are current", || guarantees::run(&["--check".to_string()])),
     ("formatting", || cargo(&["fmt", "--all", "--check"])),
     ("lints", lints),
+    ("the build to break", || {
+        let features = ["--features", "sabotage", "--", "-D", "warnings"];
+        cargo(&[&["clippy", "-p", "kelson-server"][..], &features].concat())
+    }),
     ("release build", || {
         cargo(&["build", "--release", "-p", "kelson-server", "-p", "kelson-shim"])
     }),
+    ("no sabotage in the release", sabotage::check),
     ("real etcd programs", || peers::ensure().map(drop)),
-    ("unit, storage and wire tests", || {
-        cargo(&["test", "--workspace", "--exclude", "kelson-benches", "--exclude", "kelson-jepsen"])
-    }),
+    ("unit, storage and wire tests", unit_tests),
+    ("crash points", || cargo(&["test", "-p", "kelson-sim"])),
+    ("failpoints", failpoints),
     ("benches compile", || cargo(&["check", "-p", "kelson-benches", "--benches"])),
     ("real clients", || crate::interop::run(&[])),
     ("kube-apiserver", || crate::kube::run(&[])),
@@ -37,6 +43,29 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         println!("== {name}: done in {} s", start.elapsed().as_secs());
     }
     Ok(())
+}
+
+/// The build that etcd's robustness suite drives, and proof that releases have none of it.
+fn failpoints() -> Result<(), String> {
+    let test = ["test", "--features", "failpoints"];
+    cargo(&[&test[..], &["-p", "kelson-storage", "--lib", "failpoint"]].concat())?;
+    cargo(&[&test[..], &["-p", "kelson-server", "--test", "failpoints"]].concat())?;
+    let release = root().join("target/release/kelson");
+    let bytes =
+        std::fs::read(&release).map_err(|error| format!("{}: {error}", release.display()))?;
+    let name = b"GOFAIL_HTTP";
+    if bytes.windows(name.len()).any(|window| window == name) {
+        return Err(format!("{} was built with failpoints", release.display()));
+    }
+    Ok(())
+}
+
+/// All tests but those that have a step of their own or none here.
+fn unit_tests() -> Result<(), String> {
+    let apart = ["kelson-benches", "kelson-jepsen", "kelson-sim"];
+    let mut args = vec!["test", "--workspace"];
+    args.extend(apart.iter().flat_map(|package| ["--exclude", package]));
+    cargo(&args)
 }
 
 /// clippy with the lints of the workspace, warnings included. It shares the check builds of the other

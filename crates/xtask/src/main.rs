@@ -6,10 +6,12 @@ mod codegen;
 mod compare;
 mod etcdctl;
 mod golden;
+mod guarantees;
 mod interop;
 mod kube;
 mod peers;
 mod restore;
+mod sabotage;
 mod soak;
 
 use std::process::ExitCode;
@@ -18,10 +20,12 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   ci                                       everything CI runs
   codegen [--check]                        Rust code from proto/
   golden [--against-etcd|--bless] [NAME]   golden scripts
+  guarantees [--check]                     docs/GUARANTEES.md of the claims and the ledger
   peers                                    build etcd, etcdctl, etcdutl, benchmark
   interop [--bin PATH] [--auth]            real client libraries and etcdctl
   kube [--bin PATH]                        a real kube-apiserver
   compare [put] [range] [million]          timings beside real etcd
+  sabotage [--check]                       a build to break; none of it in the release
   soak [--minutes N] [--beside KIND,...]   memory and files under churn";
 
 fn main() -> ExitCode {
@@ -32,6 +36,8 @@ fn main() -> ExitCode {
         Some("ci") => ci::run(rest),
         Some("compare") => compare::run(rest),
         Some("golden") => golden::run(rest),
+        Some("guarantees") => guarantees::run(rest),
+        Some("sabotage") => sabotage::run(rest),
         Some("soak") => soak::run(rest),
         Some("peers") => peers::run(rest),
         Some("interop") => interop::run(rest),

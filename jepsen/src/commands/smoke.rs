@@ -71,10 +71,10 @@ async fn one(run: &Run, fault: Fault, hold: Duration) -> io::Result<Option<Step>
     let (from, start, dropped) = (run.clock.seconds(), run.clock.now(), run.fabric.counts().1);
     run.say(&format!("{name}: leader is {leader}"));
     let mut rng = Rng::fork(run.plan.seed, start);
-    let victims = fault.install(run, leader, &mut rng)?;
+    let mut hurt = fault.install(run, leader, &mut rng).await?;
     tokio::time::sleep(if fault == Fault::PauseLeader { PAUSE } else { hold }).await;
     let dropped = run.fabric.counts().1 - dropped;
-    fault.undo(run, &victims)?;
+    fault.undo(run, &mut hurt).await?;
     run.fabric.heal();
     let (to, healed) = (run.clock.seconds(), run.clock.now());
     let recovery = run.converge(Duration::from_secs(60)).await;

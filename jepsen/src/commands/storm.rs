@@ -22,7 +22,7 @@ pub(crate) fn run(mut args: Args) -> Result<bool, String> {
     let mut plan = Plan::from_args("storm", &mut args)?;
     let seconds = args.number("seconds", 120)?;
     let rate = args.number("rate", 300)?;
-    let faults = Fault::named(&args.many("only"), &Fault::ALL)?;
+    let faults = Fault::named(&args.many("only"), &Fault::STORM)?;
     args.done()?;
     if plan.members < 3 {
         return Err("partitions need 3 members".into());
@@ -48,7 +48,7 @@ async fn rage(run: &Run, faults: &[Fault], time: Duration) -> io::Result<Verdict
             let mut chosen = vec![*rng.pick(faults)];
             let second = *rng.pick(faults);
             // Two at a time only of different kinds, since one undoes what the other did.
-            if rng.chance(0.3) && second.hurts_network() != chosen[0].hurts_network() {
+            if rng.chance(0.3) && second.class() != chosen[0].class() {
                 chosen.push(second);
             }
             for fault in &chosen {
@@ -86,15 +86,15 @@ async fn attack(run: &Run, faults: &[Fault], rng: &mut Rng) -> io::Result<()> {
     let names: Vec<_> = faults.iter().map(|fault| fault.name()).collect();
     let name = names.join(" and ");
     let (from, start, dropped) = (run.clock.seconds(), run.clock.now(), run.fabric.counts().1);
-    let mut victims = Vec::new();
+    let mut hurts = Vec::new();
     for fault in faults {
-        victims.push(fault.install(run, leader, rng)?);
+        hurts.push(fault.install(run, leader, rng).await?);
     }
     let hold = Duration::from_millis(300 + rng.below(6000));
     run.say(&format!("{name}: leader {leader}, for {:.1} s", hold.as_secs_f64()));
     tokio::time::sleep(hold).await;
-    for (fault, victims) in faults.iter().zip(&victims) {
-        fault.undo(run, victims)?;
+    for (fault, hurt) in faults.iter().zip(&mut hurts) {
+        fault.undo(run, hurt).await?;
     }
     run.fabric.heal();
     run.steps.add(Step {

@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::args::Args;
-use crate::commands::replace::{join, leave};
+use crate::nemesis::member::{join, leave};
 use crate::run::{Plan, Run, Step, Verdict, inside};
 use crate::workload::Shape;
 
@@ -47,7 +47,7 @@ async fn forget(run: &Run, existing: bool) -> io::Result<Verdict> {
         cluster.start(victim, &members, existing)?;
         cluster.excuse(victim);
     }
-    let refused = ended(run, victim).await;
+    let refused = run.ended(victim, REFUSED).await;
     let note = match &refused {
         Some(status) => format!("the member ended: {status}"),
         None => "the member ran on".into(),
@@ -70,16 +70,4 @@ async fn forget(run: &Run, existing: bool) -> io::Result<Verdict> {
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
     run.finish(Vec::new()).await
-}
-
-/// Waits for a process to end by itself.
-async fn ended(run: &Run, member: usize) -> Option<std::process::ExitStatus> {
-    let deadline = tokio::time::Instant::now() + REFUSED;
-    loop {
-        let status = run.cluster.lock().ended(member);
-        if status.is_some() || tokio::time::Instant::now() > deadline {
-            return status;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }

@@ -31,6 +31,14 @@ fn rig(timeout: Duration) -> Rig {
     Rig { proposer, log, _dir: dir, _status }
 }
 
+#[test]
+fn a_second_start_within_a_second_takes_other_request_ids() {
+    let start = |millis: u64| first_request_id(Duration::from_millis(1_800_000_000_000 + millis));
+    // As many requests as nobody can make between the two.
+    assert!(start(1) + 500_000 < start(2));
+    assert_ne!(first_request_id(Duration::ZERO), 0, "0 is nobody's");
+}
+
 fn put(value_bytes: usize) -> Op {
     Op::Put(PutRequest { value: vec![0; value_bytes].into(), ..PutRequest::default() })
 }

@@ -96,10 +96,6 @@ fn check_times(config: &Config) -> Result<(), String> {
              {ELECTION_TIMEOUT_MS_MAX}ms"
         ));
     }
-    let notify = config.watch_progress_notify_interval;
-    if !notify.is_zero() && notify.as_millis() <= 100 {
-        return Err("--watch-progress-notify-interval must be more than 100ms".to_owned());
-    }
     if config.compact_hash_check_time.is_zero() {
         return Err("--compact-hash-check-time must be >0 (set to 0s)".to_owned());
     }

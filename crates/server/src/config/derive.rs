@@ -96,7 +96,8 @@ impl Config {
             progress_notify_interval: or(
                 self.watch_progress_notify_interval,
                 Duration::from_secs(600),
-            ),
+            )
+            .max(limits::PROGRESS_NOTIFY_MIN),
             max_concurrent_streams: self.max_concurrent_streams,
             max_learners: self.max_learners,
             strict_reconfig_check: self.strict_reconfig_check,

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::flags::{self, Effect, FLAGS, OldName};
 use super::value::{Kind, Value, parse_duration};
 use super::{Config, check, file};
+use crate::limits::PROGRESS_NOTIFY_MIN;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -283,6 +284,14 @@ impl Settings {
                 format!("feature gate {gate} is accepted without effect: {reason}"),
                 "feature-gate",
                 gate,
+            ));
+        }
+        let notify = self.config.watch_progress_notify_interval;
+        if !notify.is_zero() && notify < PROGRESS_NOTIFY_MIN {
+            self.notices.push(Notice::warning(
+                format!("--watch-progress-notify-interval is raised to {PROGRESS_NOTIFY_MIN:?}"),
+                "flag",
+                "watch-progress-notify-interval",
             ));
         }
         check::fill_in(&mut self);

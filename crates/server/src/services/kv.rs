@@ -13,6 +13,7 @@ use kelson_api::etcdserverpb::{
     PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
 use kelson_raft::Node;
+use kelson_storage::sabotage::{self, Variant};
 use kelson_storage::{Reader, Reply};
 use tonic::{Request, Response, Status};
 
@@ -60,6 +61,14 @@ impl KvService {
         Ok(())
     }
 
+    /// Sabotage: the answer that a put will have if all goes well.
+    fn answer_unagreed(&self, request: PutRequest) -> Response<PutResponse> {
+        let (node, revision) = (self.node.clone(), self.reader.revision() + 1);
+        let header = Some(header(&self.node, revision));
+        tokio::spawn(async move { node.propose(Op::Put(request)).await.ok() });
+        Response::new(PutResponse { header, prev_kv: None })
+    }
+
     async fn read(&self, request: RangeRequest) -> Result<(RangeResponse, i64), Status> {
         let start = Instant::now();
         let answer = if self.reader.is_quick(&request) {
@@ -101,8 +110,9 @@ impl Kv for KvService {
         self.gate.unary(&metadata, request.serializable)?;
         validate::range(&request)?;
         self.catch_up(request.serializable).await?;
+        let ahead = i64::from(request.serializable && sabotage::is(Variant::HeaderAhead));
         let (mut response, revision) = self.read(request).await?;
-        response.header = Some(header(&self.node, revision));
+        response.header = Some(header(&self.node, revision + ahead));
         Ok(Response::new(response))
     }
 
@@ -132,7 +142,13 @@ impl Kv for KvService {
         let cost = quota::put_cost(&request);
         self.quota.admit(cost).await?;
         validate::put(&request)?;
+        if sabotage::is(Variant::AckBeforeCommit) {
+            return Ok(self.answer_unagreed(request));
+        }
         let outcome = self.node.propose(Op::Put(request)).await?;
+        if sabotage::is(Variant::LateRefusal) && outcome.revision % 16 == 0 {
+            return Err(Error::NoSpace.into());
+        }
         match outcome.result? {
             Reply::Put(mut response) => {
                 self.quota.admit_applied(cost).await?;

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::{BufMut, Bytes, BytesMut};
 use kelson_api::Message;
 use kelson_api::mvccpb::{Event, KeyValue, event::EventType};
+use kelson_storage::sabotage::{self, Variant};
 use kelson_storage::{FeedEvent, Revised};
 
 /// First byte of an event inside a `WatchResponse`: field 11, length-delimited.
@@ -51,6 +52,7 @@ impl SharedRevision {
         let frames = &self.frames[event];
         match &source.prev_kv {
             Some(before) if prev_kv => {
+                let before = if sabotage::is(Variant::PrevKvNow) { &source.kv } else { before };
                 frames.with_prev_kv.get_or_init(|| encode(source, Some(before))).clone()
             }
             _ => frames.plain.get_or_init(|| encode(source, None)).clone(),
@@ -70,8 +72,11 @@ pub(super) fn is_creation(event: &FeedEvent) -> bool {
 }
 
 fn encode(event: &FeedEvent, prev_kv: Option<&KeyValue>) -> Bytes {
-    let message =
-        Event { r#type: event.kind as i32, kv: Some(event.kv.clone()), prev_kv: prev_kv.cloned() };
+    let mut kv = event.kv.clone();
+    if sabotage::is(Variant::CreatedAgain) {
+        kv.create_revision = kv.mod_revision;
+    }
+    let message = Event { r#type: event.kind as i32, kv: Some(kv), prev_kv: prev_kv.cloned() };
     let len = message.encoded_len();
     let mut buffer = BytesMut::with_capacity(1 + 10 + len);
     buffer.put_u8(EVENT_TAG);

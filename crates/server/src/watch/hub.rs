@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
+use kelson_storage::sabotage::{self, Variant};
 use kelson_storage::{Recent, Revised};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -365,7 +366,8 @@ impl<S: Source> Hub<S> {
         let mut hits = std::mem::take(&mut self.hits);
         for (place, event) in revised.events.iter().enumerate() {
             self.index.visit(&event.kv.key, |entry| {
-                if revised.revision >= entry.next && entry.filter.passes(event.kind) {
+                let is_lost = sabotage::is(Variant::EventDropped) && revised.revision % 16 == 0;
+                if revised.revision >= entry.next && entry.filter.passes(event.kind) && !is_lost {
                     hits.push((entry.stream, Hit { slot: entry.slot, event: place as u32 }));
                 }
             });
@@ -397,6 +399,11 @@ impl<S: Source> Hub<S> {
             Delivery::Events(revision, hits) => (revision.bytes(), hits.as_slice().len() as i64),
             Delivery::Joined(_) | Delivery::Progress(..) => (0, 0),
         };
+        let is_full =
+            || guest.lane.queued_bytes.load(Ordering::Relaxed) + bytes > self.tuning.queue_bytes;
+        while sabotage::is(Variant::SlowWatcherBlocks) && is_full() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let queued = guest.lane.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let fits = queued == 0 || queued + bytes <= self.tuning.queue_bytes;
         self.stats.move_pending_events(events);
@@ -421,6 +428,9 @@ impl<S: Source> Hub<S> {
     /// very long): all streams go on from history, the hub from the newest revision.
     fn skip(&mut self) {
         tracing::info!(position = self.position, "watch hub goes on from the newest revision");
+        if sabotage::is(Variant::EventsLostAtInstall) {
+            self.position = *self.source.feed().borrow();
+        }
         self.dismiss_all();
         self.position = self.position.max(*self.source.feed().borrow());
     }

@@ -3,6 +3,7 @@
 //! turn, so the order of responses is the order in which things were handled. It is polled only when
 //! the client takes more, hence a slow client stops nothing but its own stream. It never routes
 //! events to others and never writes. It stands between `hub` and `services::watch`.
+//! Over 600 lines, because every step works on the one state of the stream.
 
 mod progress;
 
@@ -16,7 +17,8 @@ use futures::{Stream, StreamExt};
 use kelson_api::Error;
 use kelson_api::etcdserverpb::watch_request::RequestUnion;
 use kelson_api::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
-use kelson_storage::Recent;
+use kelson_storage::sabotage::{self, Variant};
+use kelson_storage::{Recent, failpoint};
 use tokio::task::JoinHandle;
 use tokio::time::Interval;
 use tonic::Status;
@@ -147,6 +149,9 @@ where
                 self.end(Err(Error::Stopped.into()));
             }
             if let Some(response) = self.ready.pop_front() {
+                if let Some(time) = failpoint::delay("beforeSendWatchResponse") {
+                    tokio::time::sleep(time).await;
+                }
                 return Some(Ok(response));
             }
             match std::mem::replace(&mut self.state, State::Ended) {
@@ -221,6 +226,10 @@ where
             Some(RequestUnion::CreateRequest(request)) => self.create(&request),
             Some(RequestUnion::CancelRequest(request)) => self.cancel(request.watch_id).await?,
             Some(RequestUnion::ProgressRequest(_)) => {
+                if sabotage::is(Variant::ProgressEarly) {
+                    self.tell_client(self.source.revision());
+                    return Ok(());
+                }
                 // A watcher that lags means no answer, ever: the client asks again.
                 if let Some(stay) = &self.stay
                     && self.watchers.lagging() == 0
@@ -255,7 +264,8 @@ where
         let watch_id = self.watchers.get(slot).map_or(NO_WATCH_ID, |watcher| watcher.watch_id);
         self.ready.push_back(Response::bare(WatchResponse { watch_id, ..created }));
         let compacted = self.source.compacted();
-        if request.start_revision != 0 && request.start_revision < compacted {
+        let is_gone = request.start_revision != 0 && request.start_revision < compacted;
+        if is_gone && !sabotage::is(Variant::CompactedSilently) {
             self.cancel_compacted(slot, compacted);
         } else {
             self.settle(slot, revision);
@@ -394,8 +404,11 @@ where
                 continue;
             };
             let prev_kv = watcher.interest.prev_kv;
-            let frames = group.iter().map(|hit| revision.frame(hit.event, prev_kv)).collect();
-            self.send_events(group[0].slot, header, frames);
+            let group_max = if sabotage::is(Variant::RevisionSplit) { 1 } else { group.len() };
+            for group in group.chunks(group_max) {
+                let frames = group.iter().map(|hit| revision.frame(hit.event, prev_kv)).collect();
+                self.send_events(group[0].slot, header, frames);
+            }
         }
     }
 
@@ -483,6 +496,10 @@ where
                     self.settle(slot, revision);
                 }
             }
+            Slice::Compacted(revision) if sabotage::is(Variant::CompactedSilently) => {
+                self.send_found(BTreeMap::new(), &members, revision);
+                members.into_iter().for_each(|slot| self.settle(slot, revision));
+            }
             Slice::Compacted(revision) => {
                 for slot in members {
                     self.cancel_compacted(slot, revision);
@@ -515,7 +532,8 @@ where
         }
         for slot in slots {
             if let Some(watcher) = self.watchers.get_mut(*slot) {
-                watcher.interest.next = watcher.interest.next.max(next);
+                let back = i64::from(next > 2 && sabotage::is(Variant::EventRepeated));
+                watcher.interest.next = watcher.interest.next.max(next - back);
             }
         }
     }

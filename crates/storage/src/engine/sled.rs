@@ -1,14 +1,20 @@
 //! sled behind the seam. It turns sled's panics into errors, and lets sled write only when it is told
 //! to.
 //!
-//! Two habits of this release decide how it is used here:
+//! Three habits of this release decide how it is used here:
 //! - With `flush_every_ms(None)` every dropped handle *and every dropped iterator* flushes. A scan on
 //!   another thread would then race the checkpoint's flush, which sled answers with a panic, and put
 //!   rows on disk without the applied position. So the interval is set to about a century: the helper
 //!   thread sleeps until the last handle is closed, and the only flushes are ours.
+//! - A database whose metadata has no log behind its newest snapshot loses everything when it is opened:
+//!   sled writes the snapshot again under the same name and then removes it as the old one. A process
+//!   leaves that behind if it ends in the midst of an opening, as does a power cut before the first
+//!   flush. So such a log is made, empty, before sled looks.
 //! - That helper thread ends the process if its last flush fails, which any earlier read error causes.
 //!   So a handle that saw an error is leaked on purpose, not closed.
 
+use std::fs;
+use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -48,14 +54,17 @@ impl SledBackend {
             .cache_capacity_bytes(usize::try_from(cache_bytes).unwrap_or(usize::MAX))
             .zstd_compression_level(ZSTD_LEVEL)
             .flush_every_ms(Some(NEVER_MS));
-        let db = guard("open", || config.open::<FANOUT>())?;
+        let db = guard("open", || {
+            follow_snapshot(&path.join("metadata"))?;
+            config.open::<FANOUT>()
+        })?;
         Ok(Self { db: Some(db), is_broken: false })
     }
 
     fn run<T>(
         &mut self,
         doing: &'static str,
-        step: impl FnOnce(&Db<FANOUT>) -> std::io::Result<T>,
+        step: impl FnOnce(&Db<FANOUT>) -> io::Result<T>,
     ) -> Result<T, EngineError> {
         let db = self.db.as_ref().expect("only close takes the handle");
         let result = guard(doing, || step(db));
@@ -64,11 +73,32 @@ impl SledBackend {
     }
 }
 
+/// Makes the log that must follow the newest snapshot of the metadata, if there is none.
+fn follow_snapshot(metadata: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(metadata) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let (mut snapshot, mut log) = (None, None);
+    for entry in entries {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        snapshot = snapshot.max(number(&name, "snapshot_"));
+        log = log.max(number(&name, "log_"));
+    }
+    let Some(newest) = snapshot.filter(|_| log <= snapshot) else { return Ok(()) };
+    fs::File::create_new(metadata.join(format!("log_{:016x}", newest + 1)))?;
+    fs::File::open(metadata)?.sync_all()
+}
+
+/// The number in the name of a file of the metadata.
+fn number(name: &str, kind: &str) -> Option<u64> {
+    let digits = name.strip_prefix(kind).filter(|digits| digits.len() == 16)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
 /// Runs one call into sled; an error or a panic comes back as `EngineError`.
-fn guard<T>(
-    doing: &'static str,
-    step: impl FnOnce() -> std::io::Result<T>,
-) -> Result<T, EngineError> {
+fn guard<T>(doing: &'static str, step: impl FnOnce() -> io::Result<T>) -> Result<T, EngineError> {
     match catch_unwind(AssertUnwindSafe(step)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(EngineError { doing, cause: first_line(&error.to_string()) }),
@@ -169,5 +199,54 @@ impl Drop for SledBackend {
     fn drop(&mut self) {
         // Only a handle that was not closed in good order still has its database.
         std::mem::forget(self.db.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recover::open_patiently;
+
+    const CACHE: u64 = 1 << 20;
+    const PAIRS: u32 = 2_000;
+
+    fn filled(dir: &Path) -> Box<SledBackend> {
+        let mut backend = Box::new(SledBackend::open(dir, CACHE).expect("opens"));
+        let pair = |n: u32| (n.to_be_bytes().to_vec(), n.to_le_bytes().to_vec());
+        backend.write((0..PAIRS).map(pair).collect()).expect("writes");
+        backend.flush().expect("flushes");
+        backend
+    }
+
+    fn count(backend: &mut SledBackend) -> u32 {
+        let mut found = 0;
+        let counted = backend.scan_all(&mut |_, _| {
+            found += 1;
+            true
+        });
+        counted.map(|()| found).expect("reads")
+    }
+
+    /// What a process leaves that ends while it opens a database: the logs of the metadata are gone
+    /// or superseded, the next one is not there yet.
+    fn without_a_new_log(dir: &Path) {
+        let logs = fs::read_dir(dir.join("metadata")).expect("lists").flatten();
+        for log in logs.filter(|entry| entry.file_name().to_string_lossy().starts_with("log_")) {
+            fs::remove_file(log.path()).expect("removes");
+        }
+    }
+
+    #[test]
+    fn an_opening_that_was_cut_short_costs_nothing() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let dir = temp.path().join("database");
+        Backend::close(filled(&dir));
+        Backend::close(Box::new(open_patiently(&dir, CACHE).expect("opens")));
+        without_a_new_log(&dir);
+        for opening in 1..=3 {
+            let mut backend = Box::new(open_patiently(&dir, CACHE).expect("opens"));
+            assert_eq!(count(&mut backend), PAIRS, "opening {opening}");
+            Backend::close(backend);
+        }
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! Rooms: `memory` answers reads of the tail and knows the place of every older entry; `writer`
 //! owns the active segment; `spare` keeps one segment ready; `recovery` reads everything back;
-//! `record` and `segment` know the bytes (docs/STORAGE_FORMAT.md); `disk` is the seam for tests,
-//! `sim` a disk in memory that can lose power.
+//! `record` and `segment` know the bytes (docs/STORAGE_FORMAT.md); `dump` shows them to people; `disk`
+//! is the seam for tests, `sim` a disk in memory that can lose power.
 //!
 //! Invariants:
 //! - Entries are readable when `append` returns, and callbacks come in the order of the calls.
@@ -16,6 +16,7 @@
 //! - A segment's name is durable only after its header, the vote and the purge mark are.
 
 mod disk;
+mod dump;
 mod durable;
 mod fuzz;
 mod memory;
@@ -38,11 +39,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 pub use disk::{Disk, LogFile, RealDisk};
+pub use dump::{Dumped, dump};
 pub use durable::{Durable, DurablePublisher};
 pub use fuzz::fuzz_segment;
 pub use sim::{Call, Crash, Faults, SimDisk};
 pub use stats::{FSYNC_BUCKETS, LogStats, fsync_bucket_bound};
 
+use crate::sabotage::{self, Variant};
 use crate::times::TimesRead;
 use crate::types::LogId;
 use memory::Memory;
@@ -366,6 +369,10 @@ impl Log {
             return done(Err(error));
         }
         memory.has_vote = true;
+        if sabotage::is(Variant::VoteNotSynced) {
+            self.send(Operation::Vote { vote, done: Box::new(drop) });
+            return done(Ok(()));
+        }
         self.send(Operation::Vote { vote, done });
     }
 

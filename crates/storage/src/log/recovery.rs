@@ -83,7 +83,7 @@ pub(super) fn recover(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered
 }
 
 /// Numbers of all segments in order; a gap or a file that is not ours is refused.
-fn segment_numbers(dir: &Path, names: &[String]) -> Result<Vec<u64>, LogError> {
+pub(super) fn segment_numbers(dir: &Path, names: &[String]) -> Result<Vec<u64>, LogError> {
     let mut numbers = BTreeSet::new();
     for name in names.iter().filter(|name| name.ends_with(".wal")) {
         let foreign = || LogError::Foreign { file: dir.join(name) };
@@ -97,15 +97,24 @@ fn segment_numbers(dir: &Path, names: &[String]) -> Result<Vec<u64>, LogError> {
 }
 
 /// A whole segment in memory, with a header that was checked against name, owner and length.
-struct Loaded {
-    path: PathBuf,
+pub(super) struct Loaded {
+    pub(super) path: PathBuf,
     file: Arc<dyn LogFile>,
-    header: Header,
-    bytes: Vec<u8>,
+    pub(super) header: Header,
+    pub(super) bytes: Vec<u8>,
 }
 
 fn load(disk: &dyn Disk, options: &LogOptions, sequence: u64) -> Result<Loaded, LogError> {
-    let path = segment_path(&options.dir, sequence);
+    let loaded = load_any(disk, &options.dir, sequence)?;
+    if loaded.header.identity != options.identity {
+        return Err(LogError::OtherMember { file: loaded.path });
+    }
+    Ok(loaded)
+}
+
+/// As above, whoever the segment belongs to.
+pub(super) fn load_any(disk: &dyn Disk, dir: &Path, sequence: u64) -> Result<Loaded, LogError> {
+    let path = segment_path(dir, sequence);
     let failed = |error| LogError::io("read", &path, error);
     let file = disk.open(&path).map_err(failed)?;
     let size = file.size().map_err(failed)?;
@@ -114,9 +123,6 @@ fn load(disk: &dyn Disk, options: &LogOptions, sequence: u64) -> Result<Loaded, 
     let header = Header::decode(&head, &path)?;
     if header.sequence != sequence {
         return Err(LogError::corrupt(&path, 0, "the header has the number of another segment"));
-    }
-    if header.identity != options.identity {
-        return Err(LogError::OtherMember { file: path });
     }
     if size != header.bytes || size > SEGMENT_BYTES_MAX {
         let reason = "the file does not have the length that its header tells";

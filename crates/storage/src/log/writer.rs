@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::failpoint;
+use crate::sabotage::{self, Variant};
 use crate::types::LogId;
 
 use super::disk::{LogFile, write_all};
@@ -241,14 +243,16 @@ impl Writer {
     fn write_buffer(&mut self) {
         let file = self.active.file.as_ref();
         let path = segment_path(&self.shared.options.dir, self.active.header.sequence);
+        failpoint::hit("raftBeforeSave");
         let begun = Instant::now();
-        or_abort("write", &path, write_all(file, &self.buffer, self.active.position));
+        or_abort("write", &path, seen(write_all(file, &self.buffer, self.active.position)));
         self.shared.counters.writes.0.add(begun.elapsed());
-        if self.shared.options.fsync {
+        if self.shared.options.fsync && !sabotage::is(Variant::SkipFsync) {
             let begun = Instant::now();
-            or_abort("fdatasync", &path, file.sync_data());
+            or_abort("fdatasync", &path, seen(file.sync_data()));
             self.shared.counters.fsync(begun.elapsed());
         }
+        failpoint::hit("raftAfterSave");
         self.shared.counters.wrote(self.records, self.buffer.len());
         self.active.position += self.buffer.len() as u64;
         self.active.ends_with_close = false;
@@ -410,6 +414,11 @@ fn or_abort<T>(action: &str, path: &Path, result: io::Result<T>) -> T {
             std::process::abort();
         }
     }
+}
+
+/// The result as it is, unless sabotage overlooks failures.
+fn seen(result: io::Result<()>) -> io::Result<()> {
+    if sabotage::is(Variant::WriteErrorSwallowed) { Ok(()) } else { result }
 }
 
 struct AbortOnPanic;

@@ -14,6 +14,8 @@ use kelson_api::etcdserverpb::{
 use super::state::{Failure, State, count};
 use super::txn;
 use super::write::Writer;
+use crate::failpoint;
+use crate::sabotage::{self, Variant};
 use crate::types::{CompactionTicket, Delta, Fatal, LeaseRow, MetaChange, Outcome, Reply};
 
 /// Longest TTL of a lease. Unit: seconds.
@@ -104,8 +106,10 @@ fn compact(writer: &mut Writer<'_>, request: &CompactionRequest) -> Result<Reply
     if request.revision > writer.before() {
         return Err(Error::FutureRevision.into());
     }
+    failpoint::hit("compactBeforeCommitScheduledCompact");
     writer.delta.meta.push(MetaChange::ScheduledCompaction(request.revision));
     state.compaction.schedule(request.revision);
+    failpoint::hit("compactAfterCommitScheduledCompact");
     Ok(Reply::Compact(request.physical.then(|| ticket(state, request.revision))))
 }
 
@@ -125,7 +129,7 @@ fn grant(writer: &mut Writer<'_>, request: &LeaseGrantRequest) -> Result<Reply, 
     let row = LeaseRow { id: request.id, ttl: request.ttl, remaining_ttl: 0 };
     {
         let mut leases = writer.state.leases.write();
-        if leases.contains(request.id) {
+        if leases.contains(request.id) && !sabotage::is(Variant::LeaseIdReused) {
             return Err(Error::LeaseExists.into());
         }
         leases.put(row);

@@ -17,6 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use super::index::Doomed;
 use super::state::{State, count};
 use crate::persist::Persister;
+use crate::sabotage::{self, Variant};
 use crate::types::RevisionKey;
 
 /// Keys per hold of the index lock.
@@ -62,7 +63,8 @@ impl Compaction {
 
     /// Reads below this revision fail; -1 = never compacted.
     pub(crate) fn compacted(&self) -> i64 {
-        self.compacted.load(Ordering::Acquire)
+        let compacted = self.compacted.load(Ordering::Acquire);
+        compacted - i64::from(sabotage::is(Variant::ReadBelowCompaction))
     }
 
     /// Puts a compaction in force and wakes the thread.
@@ -209,7 +211,8 @@ fn compact(state: &State, revision: i64, epoch: u64, pace: Pace) -> bool {
                 return true;
             }
             let step = Instant::now();
-            after = index.compact(revision, after.as_deref(), STEP, &mut doomed);
+            let too_far = i64::from(sabotage::is(Variant::CompactionTooFar));
+            after = index.compact(revision + too_far, after.as_deref(), STEP, &mut doomed);
             state.times.index_compaction.add(step.elapsed());
             // The one that holds the rows of this very index.
             state.persister()

@@ -11,6 +11,7 @@ use kelson_api::mvccpb::KeyValue;
 use super::span::Span;
 use super::state::{Failure, State};
 use super::walk::{Found, Walk, count_keys, find};
+use crate::sabotage::{self, Variant};
 
 /// Keys taken from the index at a time while an answer is built.
 const STEP: usize = 256;
@@ -38,10 +39,11 @@ pub(crate) fn range(
         None => count_keys(state, &span, revision)?,
     };
     sort(request, &mut kvs);
-    let more = limit > 0 && kvs.len() > limit;
+    let mut more = limit > 0 && kvs.len() > limit;
     if more {
         kvs.truncate(limit);
     }
+    more &= request.revision <= 0 || !sabotage::is(Variant::MoreForgotten);
     kvs.iter_mut().for_each(|kv| shorten(request, kv));
     check(state, revision)?;
     Ok(RangeResponse { header: None, kvs, more, count })

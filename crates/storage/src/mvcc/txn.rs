@@ -17,6 +17,7 @@ use super::span::Span;
 use super::state::{Failure, State, count};
 use super::walk::{Walk, find};
 use super::write::{Put, Writer};
+use crate::sabotage::{self, Variant};
 
 /// Keys that a compare over a range takes from the index at a time.
 const STEP: usize = 256;
@@ -90,6 +91,7 @@ fn matches(compare: &Compare, kv: &KeyValue) -> bool {
             Some(TargetUnion::Version(version)) => *version,
             _ => 0,
         }),
+        Ok(CompareTarget::Create) if sabotage::is(Variant::FenceIgnored) => return true,
         Ok(CompareTarget::Create) => kv.create_revision.cmp(&match operand {
             Some(TargetUnion::CreateRevision(revision)) => *revision,
             _ => 0,

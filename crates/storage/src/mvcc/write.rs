@@ -12,6 +12,7 @@ use super::span::Span;
 use super::state::{Failure, State, count};
 use super::walk::{Found, Walk};
 use crate::feed::deletion;
+use crate::sabotage::{self, Variant};
 use crate::types::{Delta, FeedEvent, RevisionKey, Row};
 
 /// Memory of a queued row beside its bytes.
@@ -76,7 +77,7 @@ impl<'a> Writer<'a> {
             value: put.value.unwrap_or(old_value),
             create_revision: if old.is_some() { parsed.create_revision } else { at.main },
             mod_revision: at.main,
-            version: parsed.version + 1,
+            version: parsed.version + 1 + noise(),
             lease,
         };
         count(&self.state.counters.put_bytes, (key.len() + fields.value.len()) as u64);
@@ -146,7 +147,7 @@ impl<'a> Writer<'a> {
             return Err(Error::LeaseNotFound);
         }
         let mut last: Option<Bytes> = None;
-        loop {
+        while !sabotage::is(Variant::KeysOutliveLease) {
             let next = self.state.leases.read().next_key(lease, last.as_deref());
             let Some(key) = next else { break };
             self.delete(&key);
@@ -184,5 +185,13 @@ impl<'a> Writer<'a> {
         self.delta.bytes += kv.len() + ROW_COST;
         self.delta.rows.push(Row { key: at, tombstone, kv });
         self.changes += 1;
+        if sabotage::is(Variant::RevisionPerChange) {
+            (self.before, self.changes) = (self.state.feed.publish(), 0);
+        }
     }
+}
+
+/// Nothing, unless sabotage lets the clock have a say.
+fn noise() -> i64 {
+    i64::from(sabotage::is(Variant::ApplyReadsClock) && sabotage::coin())
 }

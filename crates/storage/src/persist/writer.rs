@@ -13,8 +13,10 @@ use super::{Place, Start, cost, die};
 use crate::chain::Chain;
 use crate::engine::watchdog::Watchdog;
 use crate::engine::{Backend, EngineError};
+use crate::failpoint;
 use crate::keys::{self, Pair, Tables, Tally};
 use crate::recover;
+use crate::sabotage::{self, Variant};
 use crate::types::{Delta, Fatal, LogId, MetaChange};
 
 /// Rows in one call into the database; it locks all the leaves they touch. One delta is never split.
@@ -223,7 +225,14 @@ impl<D: DurableLog> Writer<D> {
                 self.write_meta(change, &mut puts)?;
             }
         }
+        let is_first = self.dirty_since.is_none();
+        if is_first {
+            failpoint::hit("beforeStartDBTxn");
+        }
         self.write_puts(puts)?;
+        if is_first {
+            failpoint::hit("afterStartDBTxn");
+        }
         if let Some(last) = deltas.last() {
             (self.applied, self.chain) = (last.id, last.chain);
         }
@@ -296,9 +305,17 @@ impl<D: DurableLog> Writer<D> {
     /// Makes everything written so far durable together with the position that it amounts to.
     fn checkpoint(&mut self) -> Result<(), EngineError> {
         let begun = Instant::now();
-        let closing = keys::encode_checkpoint(self.applied, self.chain, self.tally).to_vec();
+        failpoint::hit("commitBeforePreCommitHook");
+        let mut told = self.applied;
+        if sabotage::is(Variant::AppliedBehind) {
+            told.index = told.index.saturating_sub(3);
+        }
+        let closing = keys::encode_checkpoint(told, self.chain, self.tally).to_vec();
         self.backend().write(closing)?;
+        failpoint::hit("commitAfterPreCommitHook");
+        failpoint::hit("beforeCommit");
         self.backend().flush()?;
+        failpoint::hit("afterCommit");
         (self.dirty_bytes, self.dirty_since) = (0, None);
         let applied = self.applied;
         self.announce(|signals| signals.durable_applied.send_replace(applied));
@@ -326,6 +343,9 @@ impl<D: DurableLog> Writer<D> {
     /// so they count as dirty bytes, and enough of them make a checkpoint, as writes do. The end of a
     /// compaction is written with the last rows or after them, and told once it is on disk.
     fn remove(&mut self, slice: Slice) -> Result<(), EngineError> {
+        if !slice.last {
+            failpoint::hit("compactBeforeCommitBatch");
+        }
         let (mut bytes, count) = (0, slice.rows.len() as u64);
         let ends = slice.rows.first().zip(slice.rows.last());
         let span = ends.map_or(0, |(first, last)| first.0.main.abs_diff(last.0.main) + 1);
@@ -337,6 +357,7 @@ impl<D: DurableLog> Writer<D> {
             }
         }
         if slice.last {
+            failpoint::hit("compactBeforeSetFinishedCompact");
             let finished = keys::encode_meta(&MetaChange::FinishedCompaction(slice.revision));
             self.write_puts(finished.puts)?;
         }
@@ -347,8 +368,10 @@ impl<D: DurableLog> Writer<D> {
         self.held_bytes = self.held_bytes.saturating_sub(bytes);
         if slice.last {
             self.checkpoint()?;
+            failpoint::hit("compactAfterSetFinishedCompact");
             self.announce(|signals| signals.finished_compaction.send_replace(slice.revision));
         } else {
+            failpoint::hit("compactAfterCommitBatch");
             self.checkpoint_if_due()?;
         }
         self.shared.queue.lock().is_removing = false;

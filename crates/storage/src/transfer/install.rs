@@ -3,6 +3,7 @@
 //! never waits for the old state to be let go.
 
 use super::Received;
+use crate::failpoint;
 use crate::persist::Persister;
 use crate::recover::name_current;
 use crate::store::Store;
@@ -24,6 +25,7 @@ impl Store {
             let text = format!("a state of entry {} cannot replace", incoming.index);
             return Err(Fatal(format!("{text} that of entry {}", applied.index)));
         }
+        failpoint::hit("raftBeforeApplySnap");
         let home = &self.state().home;
         let (place, dir) = received.place();
         if place.state_dir != home.place.state_dir {
@@ -34,10 +36,13 @@ impl Store {
         let (loaded, backend, start, _claim) =
             received.into_parts(signals).map_err(|error| Fatal(error.to_string()))?;
         name_current(&place, &dir).map_err(|error| Fatal(error.to_string()))?;
+        failpoint::hit("applyBeforeOpenSnapshot");
         let persister =
             Persister::start(backend, home.persist.clone(), home.durable.clone(), start)
                 .map_err(|error| Fatal(format!("cannot start the state threads: {error}")))?;
         tracing::info!(index = incoming.index, from = applied.index, "installed a received state");
-        self.replace(loaded, persister)
+        self.replace(loaded, persister)?;
+        failpoint::hit("raftAfterApplySnap");
+        Ok(())
     }
 }

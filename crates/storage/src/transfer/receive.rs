@@ -12,12 +12,14 @@ use super::TransferError;
 use super::wire::{Chunk, Content, Head, Totals, next_pair};
 use crate::disk;
 use crate::engine::{Backend, EngineError};
+use crate::failpoint;
 use crate::keys::{self, Pair, SCHEMA_VERSION, Tables, Tally};
 use crate::mvcc::row;
 use crate::persist::copy::Copy;
 use crate::persist::{Claim, Place, Signals, Start};
 use crate::reader::Reader;
 use crate::recover::{self, open_patiently};
+use crate::sabotage::{self, Variant};
 use crate::store::{Loaded, Loader};
 use crate::types::LogId;
 
@@ -78,6 +80,10 @@ impl Draft {
         // The engine does not survive a full disk.
         if disk::is_low(&self.dir) {
             return Err(TransferError::NoSpace);
+        }
+        if sabotage::is(Variant::InstallInPieces) {
+            let named = recover::name_current(&self.place, &self.dir);
+            named.map_err(|error| TransferError::Storage(error.to_string()))?;
         }
         self.waiting_bytes = 0;
         Ok(self.copy.put(std::mem::take(&mut self.waiting))?)
@@ -277,6 +283,7 @@ impl Receiver {
     /// # Errors
     /// As [`Receiver::finish`].
     pub fn finish_paced(mut self, mut read: impl FnMut(usize)) -> Result<Received, TransferError> {
+        failpoint::hit("raftBeforeSaveSnap");
         let stage = std::mem::replace(&mut self.stage, Stage::Failed);
         let Stage::Complete(begun) = stage else { return Err(TransferError::Incomplete) };
         let Head { applied, chain, revision, .. } = begun.head;
@@ -302,6 +309,7 @@ impl Receiver {
             let found = loaded.revision();
             return Err(self.bad(format!("revision {revision} is missing, the newest is {found}")));
         }
+        failpoint::hit("raftAfterSaveSnap");
         Ok(Received { draft: self.draft, loaded, tally, scheduled })
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kelson_api::etcdserverpb::LeaseCheckpoint;
 use kelson_storage::LeaseRow;
+use kelson_storage::sabotage::{self, Variant};
 use tokio::time::Instant;
 
 /// Deadlines of all leases while this member leads; nothing otherwise. It knows no clock: each
@@ -33,6 +34,7 @@ impl Deadlines {
         self.term = Some(term);
         for row in rows {
             let left = if row.remaining_ttl > 0 { row.remaining_ttl } else { row.ttl };
+            let left = if sabotage::is(Variant::LeaseForever) { i64::MAX } else { left };
             self.set(row.id, later(now + grace, left));
         }
     }
@@ -67,7 +69,9 @@ impl Deadlines {
         if self.leases.get(&row.id).is_some_and(|deadline| deadline.ends <= now) {
             return false;
         }
-        self.set(row.id, later(now, row.ttl));
+        if !sabotage::is(Variant::KeepAliveForgotten) {
+            self.set(row.id, later(now, row.ttl));
+        }
         true
     }
 

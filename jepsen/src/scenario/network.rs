@@ -1,0 +1,134 @@
+//! Scenarios of links and pauses.
+
+use std::io;
+use std::time::Duration;
+
+use super::{cast, note, recovered, wait};
+use crate::fabric::{CONTROLLER, Rule};
+use crate::nemesis::member::{join, remove};
+use crate::run::Run;
+
+/// A member that was removed hears of it within this once it is reached again.
+const LEARNS: Duration = Duration::from_secs(20);
+
+fn cut_off(run: &Run, member: usize, others: &[usize]) {
+    others
+        .iter()
+        .filter(|other| **other != member)
+        .for_each(|other| run.fabric.cut(member, *other));
+}
+
+/// A follower is cut off until the others have thrown away what it lacks, so it must be sent the whole
+/// state, while its watchers stay connected. Once, or again at once.
+pub(super) async fn blackhole(run: &Run, times: usize) -> io::Result<()> {
+    let (_, others) = cast(run).await?;
+    let (follower, before) = (others[0], run.cluster.lock().transfers());
+    for _ in 0..times {
+        let members = run.load.members.read().clone();
+        let from = run.clock.seconds();
+        let sent = run.cluster.lock().transfers();
+        cut_off(run, follower, &members);
+        // After 8 s the log that it lacks is still there, after 30 s it is not.
+        wait(30.0).await;
+        run.fabric.heal();
+        note(run, "a follower is cut off from the members", from, &[follower]);
+        for _ in 0..150 {
+            if run.cluster.lock().transfers() > sent {
+                break;
+            }
+            wait(0.1).await;
+        }
+    }
+    recovered(run, "after the transfers").await;
+    let sent = run.cluster.lock().transfers() - before;
+    run.say(&format!("{sent} states were sent whole"));
+    if sent < times {
+        run.gap(format!("{sent} states were sent whole, not {times}"));
+    }
+    wait(3.0).await;
+    Ok(())
+}
+
+/// A follower is replaced while nobody reaches it; when the network is whole again it must stay out.
+pub(super) async fn replaced_when_cut(run: &Run) -> io::Result<()> {
+    let (_, others) = cast(run).await?;
+    let (old, members) = (others[0], run.load.members.read().clone());
+    let from = run.clock.seconds();
+    cut_off(run, old, &members);
+    wait(2.0).await;
+    if let Err(error) = remove(run, old).await {
+        run.finding(format!("member {old} cannot be removed while it is cut off: {error}"));
+    }
+    let new = run.fresh().ok_or_else(|| io::Error::other("no place for another member"))?;
+    if let Err(error) = join(run, new).await? {
+        run.finding(format!("member {new} cannot join: {error}"));
+    }
+    note(run, "a follower is replaced while it is cut off", from, &[old, new]);
+    let from = run.clock.seconds();
+    run.fabric.heal();
+    match run.ended(old, LEARNS).await {
+        Some(status) => run.say(&format!("member {old} ended: {status}")),
+        None => {
+            run.finding(format!("member {old} runs on {LEARNS:?} after it could learn the news"))
+        }
+    }
+    note(run, "the one that was replaced is back", from, &[old]);
+    run.cluster.lock().kill(old)?;
+    recovered(run, "after the replacement").await;
+    Ok(())
+}
+
+/// The leader is cut off from the members and keeps its clients, while a follower is paused: nobody
+/// has a majority. Then the follower goes on, and there are two who think that they lead.
+pub(super) async fn old_leader(run: &Run) -> io::Result<()> {
+    for _ in 0..3 {
+        let (leader, others) = cast(run).await?;
+        let from = run.clock.seconds();
+        cut_off(run, leader, &others);
+        run.cluster.lock().pause(others[0])?;
+        wait(2.0).await;
+        run.cluster.lock().resume(others[0])?;
+        wait(3.0).await;
+        run.fabric.heal();
+        note(
+            run,
+            "the leader keeps only its clients, a follower sleeps",
+            from,
+            &[leader, others[0]],
+        );
+        recovered(run, "after the old leader").await;
+        wait(1.0).await;
+    }
+    Ok(())
+}
+
+/// Leaders are stopped for longer than an election takes, with reads under way, again and again.
+pub(super) async fn paused_reads(run: &Run) -> io::Result<()> {
+    for round in 0..6 {
+        let (leader, _) = cast(run).await?;
+        let from = run.clock.seconds();
+        run.cluster.lock().pause(leader)?;
+        wait(2.2 + 0.15 * f64::from(round)).await;
+        run.cluster.lock().resume(leader)?;
+        note(run, "the leader sleeps through an election", from, &[leader]);
+        recovered(run, "after the pause").await;
+        wait(0.7).await;
+    }
+    Ok(())
+}
+
+/// One member's watcher and clients hang on a thin line; it must get all events once the line is well.
+pub(super) async fn slow_watcher(run: &Run) -> io::Result<()> {
+    let (leader, others) = cast(run).await?;
+    for member in [others[0], leader] {
+        let from = run.clock.seconds();
+        let thin = Rule { rate: Some(3_000), ..Rule::default() };
+        run.fabric.set(member, CONTROLLER, thin);
+        wait(8.0).await;
+        run.fabric.heal();
+        note(run, "3 kB/s from a member to its clients", from, &[member]);
+        recovered(run, "after the thin line").await;
+        wait(2.0).await;
+    }
+    Ok(())
+}
