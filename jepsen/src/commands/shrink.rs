@@ -1,5 +1,5 @@
 //! `jepsen shrink DIR`: leaves out of a history that broke a rule whatever the rule does not need: all
-//! behind some revision, then reads, writes without effect, whole keys, and single writes with their
+//! behind some revision, then notes of the workload, reads, writes without effect, whole keys, and single writes with their
 //! events, in ever smaller groups, as long as the same rule is broken and no other that was not broken
 //! before. What is left lies in `DIR/shrunk`, for `jepsen check`.
 
@@ -38,6 +38,7 @@ pub(crate) fn run(mut args: Args) -> Result<bool, String> {
     }
     let deadline = begun + PATIENCE;
     shorten(&mut history, &still, deadline);
+    fewer_notes(&mut history, &still, deadline);
     reduce(&mut history, |op| !op.call.is_write(), &still, deadline);
     reduce(&mut history, |op| op.call.is_write() && !op.wrote(), &still, deadline);
     drop_keys(&mut history, &still, deadline);
@@ -78,7 +79,7 @@ fn shorten(history: &mut History, still: &impl Fn(&History) -> bool, deadline: I
 fn until(history: &History, revision: i64) -> History {
     let ops = history.ops.iter().filter(|op| op.revision <= revision).cloned().collect();
     let watches = events(history, |event| event.revision <= revision);
-    History { ops, watches, finals: Vec::new(), sparse: history.sparse }
+    History { ops, watches, finals: Vec::new(), ..beside(history) }
 }
 
 /// Leaves out groups of operations of one sort, half of all at first, single ones at last.
@@ -115,7 +116,39 @@ fn without(history: &History, from: usize, to: usize, sort: &impl Fn(&Op) -> boo
         numbered().filter(gone).filter(|(_, op)| op.wrote()).map(|(_, op)| op.revision).collect();
     let ops = numbered().filter(|one| !gone(one)).map(|(_, op)| op.clone()).collect();
     let watches = events(history, |event| !revisions.contains(&event.revision));
-    History { ops, watches, finals: history.finals.clone(), sparse: history.sparse }
+    History { ops, watches, ..beside(history) }
+}
+
+/// What a history has beside its operations and watches.
+fn beside(history: &History) -> History {
+    History {
+        ops: Vec::new(),
+        watches: Vec::new(),
+        finals: history.finals.clone(),
+        notes: history.notes.clone(),
+        leaders: history.leaders.clone(),
+        sparse: history.sparse,
+    }
+}
+
+/// Leaves out groups of what workloads noted beside their operations.
+fn fewer_notes(history: &mut History, still: &impl Fn(&History) -> bool, deadline: Instant) {
+    let mut size = history.notes.len();
+    while size > 0 {
+        let mut at = 0;
+        while at < history.notes.len() {
+            if Instant::now() > deadline {
+                return;
+            }
+            let mut smaller = history.clone();
+            smaller.notes.drain(at..(at + size).min(history.notes.len()));
+            match still(&smaller) {
+                true => *history = smaller,
+                false => at += size,
+            }
+        }
+        size /= 2;
+    }
 }
 
 /// Leaves out keys that have nothing to do with it: their events, the writes that made them, and
@@ -152,7 +185,10 @@ fn events(history: &History, keep: impl Fn(&Event) -> bool) -> Vec<WatchRecord> 
             events.retain(&keep);
             !events.is_empty()
         }
-        WatchWhat::Started { .. } | WatchWhat::Progress { .. } | WatchWhat::Ended { .. } => true,
+        WatchWhat::Started { .. }
+        | WatchWhat::Progress { .. }
+        | WatchWhat::Compacted { .. }
+        | WatchWhat::Ended { .. } => true,
     });
     watches
 }
@@ -168,5 +204,11 @@ fn save(history: &History, place: &Path) -> std::io::Result<()> {
     let finals = Recorder::create(&place.join("finals.jsonl"))?;
     history.finals.iter().for_each(|last| finals.add(last.clone()));
     finals.all()?;
+    let notes = Recorder::create(&place.join("notes.jsonl"))?;
+    history.notes.iter().for_each(|note| notes.add(note.clone()));
+    notes.all()?;
+    let leaders = Recorder::create(&place.join("leaders.jsonl"))?;
+    history.leaders.iter().for_each(|sighting| leaders.add(sighting.clone()));
+    leaders.all()?;
     std::fs::write(place.join(SPARSE), "")
 }
