@@ -4,17 +4,20 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use kelson_api::etcdserverpb as pb;
-use kelson_api::mvccpb;
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
+use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
-use pb::{request_op, response_op};
+use pb::request_op;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use crate::call::{Compare, Is, Operand, Part, Txn, TxnOp};
 use crate::fabric;
-use crate::history::{Call, Outcome, Row};
+use crate::history::{Call, Detail, Outcome, Row};
+use crate::wire;
 
 /// All keys of the workload begin with this.
 pub(crate) const PREFIX: &str = "k/";
@@ -35,6 +38,7 @@ pub(crate) struct Answer {
     pub(crate) revision: i64,
     pub(crate) succeeded: bool,
     pub(crate) rows: Vec<Row>,
+    pub(crate) detail: Detail,
 }
 
 /// Why there is no answer.
@@ -42,6 +46,11 @@ pub(crate) struct Answer {
 pub(crate) struct Refusal {
     pub(crate) outcome: Outcome,
     pub(crate) text: String,
+}
+
+/// An answer that says no more than that it was done.
+fn done() -> Answer {
+    Answer { succeeded: true, ..Default::default() }
 }
 
 impl Client {
@@ -67,17 +76,29 @@ impl Client {
     /// Makes one call of the workload.
     pub(crate) async fn call(&self, call: &Call) -> Result<Answer, Refusal> {
         let done = match call {
-            Call::Put { key, value } => self.put(key, value.as_bytes()).await,
+            Call::Put { key, value } => self.put(key, &wire::bytes_of(value)).await,
             Call::PutTwo { first, second } => {
-                let puts = [first, second].map(|(key, value)| put_op(key, value)).to_vec();
-                self.txn(pb::TxnRequest { success: puts, ..Default::default() }).await
+                let puts = [first, second].map(|(key, value)| TxnOp::put(key, value));
+                let txn = Txn { success: puts.to_vec(), ..Default::default() };
+                self.txn(wire::txn(&txn)).await
             }
-            Call::Cas { key, expect, value } => self.txn(cas(key, *expect, value)).await,
+            Call::Cas { key, expect, value } => self.cas(key, *expect, value).await,
             Call::Delete { key } => self.delete(key).await,
             Call::Get { key, serializable } => self.range(get(key, *serializable)).await,
             Call::List { serializable } => self.range(list(PREFIX, *serializable)).await,
+            Call::Range(range) => self.range(wire::range(range)).await,
+            Call::Txn(txn) => self.txn(wire::txn(txn)).await,
+            Call::Grant { ttl } => self.grant(*ttl).await,
+            Call::KeepAlive { lease } => self.keep_alive(*lease).await,
+            Call::Revoke { lease } => self.revoke(*lease).await,
+            Call::TimeToLive { lease } => self.time_to_live(*lease).await,
+            Call::Compact { revision } => self.compact(*revision).await,
+            Call::Members => self.members().await,
+            Call::MemberAdd { url } => self.add(url).await,
+            Call::MemberPromote { id } => self.member_promote(*id).await.map(|()| done()),
+            Call::MemberRemove { id } => self.member_remove(*id).await.map(|()| done()),
         };
-        done.map_err(|status| refusal(&status, call.is_write()))
+        done.map_err(|status| refusal(&status, call.has_effect()))
     }
 
     pub(crate) async fn put(&self, key: &str, value: &[u8]) -> Result<Answer, Status> {
@@ -88,7 +109,22 @@ impl Client {
         };
         let mut kv = KvClient::new(self.channel.clone());
         let answer = self.bounded(kv.put(request)).await?;
-        Ok(Answer { revision: revision(answer.header), succeeded: true, rows: Vec::new() })
+        Ok(Answer { revision: revision(answer.header), ..done() })
+    }
+
+    async fn cas(&self, key: &str, expect: i64, value: &str) -> Result<Answer, Status> {
+        let txn = Txn {
+            compare: vec![Compare::one(key, Is::Equal, Operand::Mod(expect))],
+            success: vec![TxnOp::put(key, value)],
+            failure: vec![TxnOp::get(key)],
+        };
+        let mut answer = self.txn(wire::txn(&txn)).await?;
+        for part in std::mem::take(&mut answer.detail.parts) {
+            if let Part::Range { rows, .. } = part {
+                answer.rows = rows;
+            }
+        }
+        Ok(answer)
     }
 
     /// Puts many rows in one transaction.
@@ -111,26 +147,92 @@ impl Client {
         let mut kv = KvClient::new(self.channel.clone());
         let answer = self.bounded(kv.delete_range(request)).await?;
         let succeeded = answer.deleted > 0;
-        Ok(Answer { revision: revision(answer.header), succeeded, rows: Vec::new() })
+        Ok(Answer { revision: revision(answer.header), succeeded, ..Default::default() })
     }
 
     pub(crate) async fn range(&self, request: pb::RangeRequest) -> Result<Answer, Status> {
         let mut kv = KvClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
         let answer = self.bounded(kv.range(request)).await?;
-        let rows = answer.kvs.iter().map(row).collect();
-        Ok(Answer { revision: revision(answer.header), succeeded: true, rows })
+        Ok(Answer {
+            revision: revision(answer.header),
+            rows: answer.kvs.iter().map(wire::row).collect(),
+            detail: Detail { count: answer.count, more: answer.more, ..Default::default() },
+            ..done()
+        })
     }
 
     async fn txn(&self, request: pb::TxnRequest) -> Result<Answer, Status> {
         let mut kv = KvClient::new(self.channel.clone());
         let answer = self.bounded(kv.txn(request)).await?;
-        let mut rows = Vec::new();
-        for part in &answer.responses {
-            if let Some(response_op::Response::ResponseRange(range)) = &part.response {
-                rows.extend(range.kvs.iter().map(row));
-            }
-        }
-        Ok(Answer { revision: revision(answer.header), succeeded: answer.succeeded, rows })
+        let parts = answer.responses.iter().map(wire::part).collect();
+        Ok(Answer {
+            revision: revision(answer.header),
+            succeeded: answer.succeeded,
+            rows: Vec::new(),
+            detail: Detail { parts, ..Default::default() },
+        })
+    }
+
+    async fn grant(&self, ttl: i64) -> Result<Answer, Status> {
+        let mut leases = LeaseClient::new(self.channel.clone());
+        let request = pb::LeaseGrantRequest { ttl, id: 0 };
+        let answer = self.bounded(leases.lease_grant(request)).await?;
+        let detail = Detail { lease: answer.id, ttl: answer.ttl, ..Default::default() };
+        Ok(Answer { revision: revision(answer.header), detail, ..done() })
+    }
+
+    /// One renewal on a stream of its own; a lease that is gone answers with no time left.
+    async fn keep_alive(&self, lease: i64) -> Result<Answer, Status> {
+        let mut leases = LeaseClient::new(self.channel.clone());
+        let asked = futures::stream::iter([pb::LeaseKeepAliveRequest { id: lease }]);
+        let asked = asked.chain(futures::stream::pending());
+        let answer = self.bounded(async {
+            let mut answers = leases.lease_keep_alive(asked).await?.into_inner();
+            let first = answers.message().await?;
+            first.map(tonic::Response::new).ok_or_else(|| Status::unknown("closed without answer"))
+        });
+        let answer = answer.await?;
+        let detail = Detail { ttl: answer.ttl, ..Default::default() };
+        let succeeded = answer.ttl > 0;
+        Ok(Answer { revision: revision(answer.header), succeeded, rows: Vec::new(), detail })
+    }
+
+    async fn revoke(&self, lease: i64) -> Result<Answer, Status> {
+        let mut leases = LeaseClient::new(self.channel.clone());
+        let request = pb::LeaseRevokeRequest { id: lease };
+        let answer = self.bounded(leases.lease_revoke(request)).await?;
+        Ok(Answer { revision: revision(answer.header), ..done() })
+    }
+
+    async fn time_to_live(&self, lease: i64) -> Result<Answer, Status> {
+        let mut leases = LeaseClient::new(self.channel.clone());
+        let request = pb::LeaseTimeToLiveRequest { id: lease, keys: false };
+        let answer = self.bounded(leases.lease_time_to_live(request)).await?;
+        let detail = Detail { ttl: answer.ttl, ..Default::default() };
+        let succeeded = answer.ttl >= 0;
+        Ok(Answer { revision: revision(answer.header), succeeded, rows: Vec::new(), detail })
+    }
+
+    async fn compact(&self, to: i64) -> Result<Answer, Status> {
+        let mut kv = KvClient::new(self.channel.clone());
+        let request = pb::CompactionRequest { revision: to, physical: false };
+        let answer = self.bounded(kv.compact(request)).await?;
+        Ok(Answer { revision: revision(answer.header), ..done() })
+    }
+
+    async fn members(&self) -> Result<Answer, Status> {
+        let mut cluster = ClusterClient::new(self.channel.clone());
+        let request = pb::MemberListRequest { linearizable: true };
+        let answer = self.bounded(cluster.member_list(request)).await?;
+        let members = wire::members(&answer.members);
+        Ok(Answer { detail: Detail { members, ..Default::default() }, ..done() })
+    }
+
+    async fn add(&self, url: &str) -> Result<Answer, Status> {
+        let answer = self.member_add(url.to_owned(), true).await?;
+        let id = answer.member.map_or(0, |member| member.id);
+        let members = wire::members(&answer.members);
+        Ok(Answer { detail: Detail { members, id, ..Default::default() }, ..done() })
     }
 
     pub(crate) async fn status(&self) -> Result<pb::StatusResponse, Status> {
@@ -186,41 +288,6 @@ pub(crate) fn list(prefix: &str, serializable: bool) -> pb::RangeRequest {
     }
 }
 
-fn put_op(key: &str, value: &str) -> pb::RequestOp {
-    let put = pb::PutRequest {
-        key: key.to_owned().into(),
-        value: value.to_owned().into(),
-        ..Default::default()
-    };
-    pb::RequestOp { request: Some(request_op::Request::RequestPut(put)) }
-}
-
-fn cas(key: &str, expect: i64, value: &str) -> pb::TxnRequest {
-    pb::TxnRequest {
-        compare: vec![pb::Compare {
-            result: pb::compare::CompareResult::Equal as i32,
-            target: pb::compare::CompareTarget::Mod as i32,
-            key: key.to_owned().into(),
-            target_union: Some(pb::compare::TargetUnion::ModRevision(expect)),
-            ..Default::default()
-        }],
-        success: vec![put_op(key, value)],
-        failure: vec![pb::RequestOp {
-            request: Some(request_op::Request::RequestRange(get(key, false))),
-        }],
-    }
-}
-
-pub(crate) fn row(kv: &mvccpb::KeyValue) -> Row {
-    Row {
-        key: String::from_utf8_lossy(&kv.key).into_owned(),
-        value: String::from_utf8_lossy(&kv.value).into_owned(),
-        create: kv.create_revision,
-        modified: kv.mod_revision,
-        version: kv.version,
-    }
-}
-
 /// Sorts errors into those that prove that nothing happened and those that prove nothing. A read has
 /// no effect, so a read without an answer has certainly failed.
 fn refusal(status: &Status, write: bool) -> Refusal {
@@ -236,7 +303,12 @@ fn refusal(status: &Status, write: bool) -> Refusal {
         | Code::ResourceExhausted
         | Code::Unimplemented => true,
         // No connection was ever made, so no request was ever sent.
-        Code::Unavailable => text.contains("tcp connect error"),
+        // Nor was one proposed where the answer says why not.
+        Code::Unavailable => {
+            text.contains("tcp connect error")
+                || text.ends_with("etcdserver: unhealthy cluster")
+                || text.ends_with("etcdserver: too many requests")
+        }
         _ => false,
     };
     let outcome = if certain || !write { Outcome::Fail } else { Outcome::Unknown };

@@ -11,6 +11,10 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use crate::call::{Call, MemberRow, Part};
+use crate::call::{Range, covers};
+pub(crate) use crate::monitor::Sighting;
+
 /// One operation of one client process. A process has at most one at a time, and takes a new number
 /// after an outcome that it cannot know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +38,8 @@ pub(crate) struct Op {
     /// What a read saw; for a compare that failed, the key as its else branch found it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) rows: Vec<Row>,
+    #[serde(default, skip_serializing_if = "Detail::is_empty")]
+    pub(crate) detail: Detail,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,82 +52,86 @@ pub(crate) enum Outcome {
     Unknown,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "f", rename_all = "kebab-case")]
-pub(crate) enum Call {
-    Put {
-        key: String,
-        value: String,
-    },
-    /// Two puts in one transaction: one revision, both or neither.
-    PutTwo {
-        first: (String, String),
-        second: (String, String),
-    },
-    /// Put if the key's mod revision is `expect` (0: absent), else read the key.
-    Cas {
-        key: String,
-        expect: i64,
-        value: String,
-    },
-    Delete {
-        key: String,
-    },
-    Get {
-        key: String,
-        serializable: bool,
-    },
-    /// All keys of the workload.
-    List {
-        serializable: bool,
-    },
+/// The parts of an answer that only some calls have.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Detail {
+    /// Keys in a range, whatever was left out of the answer.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) count: i64,
+    /// The limit cut something off.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) more: bool,
+    /// One per step of the branch that a transaction took.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) parts: Vec<Part>,
+    /// The lease that was granted.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) lease: i64,
+    /// Seconds: granted, or left.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) ttl: i64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) members: Vec<MemberRow>,
+    /// The member that was added.
+    #[serde(skip_serializing_if = "is_nobody")]
+    pub(crate) id: u64,
 }
 
-impl Call {
-    /// Keys and values that this call puts when it takes effect.
-    pub(crate) fn puts(&self) -> Vec<(&str, &str)> {
-        match self {
-            Self::Put { key, value } | Self::Cas { key, value, .. } => vec![(key, value)],
-            Self::PutTwo { first, second } => {
-                vec![(&first.0, &first.1), (&second.0, &second.1)]
-            }
-            Self::Delete { .. } | Self::Get { .. } | Self::List { .. } => Vec::new(),
-        }
+impl Detail {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
+}
 
-    /// True for calls that can change the store.
-    pub(crate) fn is_write(&self) -> bool {
-        !matches!(self, Self::Get { .. } | Self::List { .. })
-    }
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
 
-    /// True for reads that any member may answer from what it has.
-    pub(crate) fn is_serializable(&self) -> bool {
-        matches!(self, Self::Get { serializable: true, .. } | Self::List { serializable: true })
-    }
-
-    pub(crate) fn kind(&self) -> &'static str {
-        match self {
-            Self::Put { .. } => "put",
-            Self::PutTwo { .. } => "put-two",
-            Self::Cas { .. } => "cas",
-            Self::Delete { .. } => "delete",
-            Self::Get { serializable: false, .. } => "get",
-            Self::Get { serializable: true, .. } => "get-serializable",
-            Self::List { serializable: false } => "list",
-            Self::List { serializable: true } => "list-serializable",
-        }
-    }
+fn is_nobody(id: &u64) -> bool {
+    *id == 0
 }
 
 impl Op {
     /// True if the answer says that a new revision was made.
     pub(crate) fn wrote(&self) -> bool {
-        self.outcome == Outcome::Ok && self.call.is_write() && self.succeeded
+        self.outcome == Outcome::Ok
+            && match &self.call {
+                Call::Txn(_) => changed(&self.detail.parts),
+                call => call.is_write() && self.succeeded,
+            }
+    }
+
+    /// All rows that the answer shows, those inside of transactions included.
+    pub(crate) fn shown(&self) -> Vec<&Row> {
+        let mut rows: Vec<&Row> = self.rows.iter().collect();
+        show(&self.detail.parts, &mut rows);
+        rows
+    }
+}
+
+/// True if one of the steps changed a key.
+pub(crate) fn changed(parts: &[Part]) -> bool {
+    parts.iter().any(|part| match part {
+        Part::Put => true,
+        Part::Delete { rows } => !rows.is_empty(),
+        Part::Range { .. } => false,
+        Part::Txn { parts, .. } => changed(parts),
+    })
+}
+
+fn show<'a>(parts: &'a [Part], into: &mut Vec<&'a Row>) {
+    for part in parts {
+        match part {
+            Part::Put => {}
+            Part::Delete { rows } | Part::Range { rows, .. } => into.extend(rows),
+            Part::Txn { parts, .. } => show(parts, into),
+        }
     }
 }
 
 /// A key as a read or a watch event shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) key: String,
     pub(crate) value: String,
@@ -129,6 +139,8 @@ pub(crate) struct Row {
     #[serde(rename = "mod")]
     pub(crate) modified: i64,
     pub(crate) version: i64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) lease: i64,
 }
 
 /// One message of one watch stream. Every stream has a number of its own; a watcher that lost its
@@ -148,19 +160,69 @@ pub(crate) enum WatchWhat {
     /// Asked for everything from this revision on.
     Started {
         from: i64,
+        #[serde(default, skip_serializing_if = "Spec::is_base")]
+        spec: Spec,
     },
     /// One response with events.
     Events {
         revision: i64,
         events: Vec<Event>,
+        /// A fragment that others follow.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
     },
     /// A response without events that promises all up to this revision were sent.
     Progress {
         revision: i64,
     },
+    /// The stream asked for what was compacted away, up to and without this revision.
+    Compacted {
+        revision: i64,
+    },
     Ended {
         error: String,
     },
+}
+
+/// What a stream asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    pub(crate) key: String,
+    /// Empty for one key.
+    pub(crate) end: String,
+    pub(crate) no_put: bool,
+    pub(crate) no_delete: bool,
+    pub(crate) prev_kv: bool,
+    pub(crate) progress: bool,
+    pub(crate) fragment: bool,
+}
+
+impl Default for Spec {
+    /// All keys with all that there is to see: the streams of which the log is made.
+    fn default() -> Self {
+        let all = Range::prefix(crate::client::PREFIX);
+        Self {
+            key: all.key,
+            end: all.end,
+            no_put: false,
+            no_delete: false,
+            prev_kv: true,
+            progress: true,
+            fragment: false,
+        }
+    }
+}
+
+impl Spec {
+    pub(crate) fn is_base(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// True if an event belongs into the stream.
+    pub(crate) fn wants(&self, event: &Event) -> bool {
+        let kind = if event.put.is_some() { self.no_put } else { self.no_delete };
+        !kind && covers(&self.key, &self.end, &event.key)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +235,46 @@ pub(crate) struct Event {
     /// The key as it was before, as the event says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) before: Option<Row>,
+}
+
+/// What a workload recorded beside its operations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "note", rename_all = "kebab-case")]
+pub(crate) enum Note {
+    Lists(ListTxn),
+    /// A cache made of a list and a watch, as it was when it had come to this revision.
+    Cache {
+        member: usize,
+        at: u64,
+        revision: i64,
+        rows: Vec<Row>,
+    },
+    /// An event that a cache could not use.
+    CacheBroken {
+        member: usize,
+        at: u64,
+        text: String,
+    },
+}
+
+/// A transaction on lists, of two operations on the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ListTxn {
+    pub(crate) process: u64,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) outcome: Outcome,
+    pub(crate) mops: Vec<Mop>,
+}
+
+/// One step: an append of an element, or a read and what it saw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Mop {
+    pub(crate) key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) append: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) read: Option<Vec<String>>,
 }
 
 /// What one member says at the end of a run.
@@ -198,6 +300,9 @@ pub(crate) struct History {
     pub(crate) ops: Vec<Op>,
     pub(crate) watches: Vec<WatchRecord>,
     pub(crate) finals: Vec<Final>,
+    pub(crate) notes: Vec<Note>,
+    /// Who was seen to lead, in the order of time.
+    pub(crate) leaders: Vec<Sighting>,
     /// Keys that no watcher covers were written too, so revisions may be missing from the log.
     pub(crate) sparse: bool,
 }
@@ -209,6 +314,8 @@ impl History {
             ops: load_lines(&dir.join("history.jsonl"))?,
             watches: load_lines(&dir.join("watch.jsonl"))?,
             finals: load_lines(&dir.join("finals.jsonl"))?,
+            notes: load_lines(&dir.join("notes.jsonl"))?,
+            leaders: load_lines(&dir.join("leaders.jsonl"))?,
             sparse: dir.join(SPARSE).exists(),
         })
     }

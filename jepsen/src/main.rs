@@ -5,6 +5,7 @@
 mod args;
 mod attack;
 mod bulk;
+mod call;
 mod capture;
 mod check;
 mod client;
@@ -24,6 +25,7 @@ mod selftest;
 mod sys;
 mod timeline;
 mod watcher;
+mod wire;
 mod workload;
 
 use std::process::ExitCode;

@@ -15,7 +15,7 @@ use crate::history::{Clock, Recorder};
 const EVERY: Duration = Duration::from_millis(100);
 
 /// A member's view of the leadership, recorded when it changes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sighting {
     pub(crate) at: u64,
     /// Who said it.
@@ -44,6 +44,10 @@ struct State {
 impl Monitor {
     pub(crate) fn new(clock: Clock, sightings: Recorder<Sighting>) -> Arc<Self> {
         Arc::new(Self { clock, sightings, state: Mutex::default() })
+    }
+
+    pub(crate) fn sightings(&self) -> &Recorder<Sighting> {
+        &self.sightings
     }
 
     /// Writes what was recorded to its file.

@@ -217,7 +217,8 @@ impl Run {
         let clock = Clock::start();
         let file = |name: &str| dir.join(name);
         let ops = Recorder::create(&file("history.jsonl"))?;
-        let load = Arc::new(Load::new(clock, ops, members.clone(), &plan));
+        let notes = Recorder::create(&file("notes.jsonl"))?;
+        let load = Arc::new(Load::new(clock, ops, notes, members.clone(), &plan));
         let watchers = Watchers::new(clock, Recorder::create(&file("watch.jsonl"))?);
         let monitor = Monitor::new(clock, Recorder::create(&file("leaders.jsonl"))?);
         let steps = Recorder::create(&file("steps.jsonl"))?;
@@ -263,7 +264,7 @@ impl Run {
         for member in self.load.members.read().iter() {
             self.watchers.watch(*member);
         }
-        *self.clients.lock() = workload::start(&self.load, shape);
+        *self.clients.lock() = workload::start(&self.load, &self.watchers, shape);
     }
 
     /// Comes back with nothing when a member has ended by itself.
@@ -382,6 +383,8 @@ impl Run {
             ops: self.load.ops.all()?,
             watches: self.watchers.records().all()?,
             finals: lines.all()?,
+            notes: self.load.notes.all()?,
+            leaders: self.monitor.sightings().all()?,
             sparse: self.dir.join(SPARSE).exists(),
         };
         for (member, status) in self.cluster.lock().deaths() {

@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::channel::mpsc;
 use kelson_api::etcdserverpb as pb;
-use kelson_api::mvccpb;
 use parking_lot::Mutex;
 use pb::watch_client::WatchClient;
+use pb::watch_create_request::FilterType;
 use pb::watch_request::RequestUnion;
+use tonic::Streaming;
 use tonic::transport::Endpoint;
 
-use crate::client::{PREFIX, revision, row};
+use crate::client::revision;
 use crate::fabric;
-use crate::history::{Clock, Event, Recorder, WatchRecord, WatchWhat};
+use crate::history::{Clock, Event, Recorder, Spec, WatchRecord, WatchWhat};
+use crate::wire::event;
 
 /// All watchers of a run.
 pub(crate) struct Watchers {
@@ -67,8 +69,13 @@ impl Watchers {
         self.left.lock().insert(member);
     }
 
+    /// True when the run has no more use for watchers.
+    pub(crate) fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     fn over(&self, member: usize) -> bool {
-        self.stop.load(Ordering::Relaxed) || self.left.lock().contains(&member)
+        self.stopped() || self.left.lock().contains(&member)
     }
 
     /// Watches one member until `stop`.
@@ -76,7 +83,7 @@ impl Watchers {
         let this = self.clone();
         tokio::spawn(async move {
             while !this.over(member) {
-                let stream = this.streams.fetch_add(1, Ordering::Relaxed);
+                let stream = this.stream();
                 if let Err(error) = this.follow(member, stream).await {
                     this.record(stream, member, WatchWhat::Ended { error });
                 }
@@ -85,29 +92,15 @@ impl Watchers {
         })
     }
 
-    fn record(&self, stream: u64, member: usize, what: WatchWhat) {
+    pub(crate) fn record(&self, stream: u64, member: usize, what: WatchWhat) {
         self.records.add(WatchRecord { stream, member, at: self.clock.now(), what });
     }
 
     /// One stream, from the revision after the last one seen to its end.
     async fn follow(&self, member: usize, stream: u64) -> Result<(), String> {
         let from = self.reached(member) + 1;
-        // Slower than the pings that etcd's servers punish; without them a stream through a network
-        // that swallows packets would look alive for ever.
-        let endpoint = Endpoint::from_shared(format!("http://{}:2379", fabric::address(member)))
-            .expect("an address is a valid URI")
-            .connect_timeout(Duration::from_secs(1))
-            .http2_keep_alive_interval(Duration::from_secs(6))
-            .keep_alive_timeout(Duration::from_secs(3));
-        let channel = endpoint.connect().await.map_err(|error| format!("{error:?}"))?;
-        let mut client = WatchClient::new(channel).max_decoding_message_size(64 << 20);
-        let asked = futures::stream::iter([request(from)]).chain(futures::stream::pending());
-        let opening = tokio::time::timeout(Duration::from_secs(5), client.watch(asked));
-        let mut answers = match opening.await {
-            Ok(opened) => opened.map_err(|status| format!("{status:?}"))?.into_inner(),
-            Err(_) => return Err("no answer to the watch request in time".into()),
-        };
-        self.record(stream, member, WatchWhat::Started { from });
+        let (_asks, mut answers) = open(member, request(from)).await?;
+        self.record(stream, member, WatchWhat::Started { from, spec: Spec::default() });
         while !self.over(member) {
             let next = tokio::time::timeout(Duration::from_millis(500), answers.message());
             let response = match next.await {
@@ -115,12 +108,15 @@ impl Watchers {
                 Ok(message) => message.map_err(|status| format!("{status:?}"))?,
             };
             let Some(response) = response else { return Err("closed by the member".into()) };
+            if response.canceled && response.compact_revision > 0 {
+                // What is lost to this watcher others have seen: nothing newer is ever compacted.
+                let revision = response.compact_revision;
+                self.record(stream, member, WatchWhat::Compacted { revision });
+                self.reach(member, revision - 1);
+                return Ok(());
+            }
             if response.canceled {
-                let compacted = response.compact_revision;
-                return Err(format!(
-                    "canceled: {} (compacted {compacted})",
-                    response.cancel_reason
-                ));
+                return Err(format!("canceled: {}", response.cancel_reason));
             }
             self.take(stream, member, response);
         }
@@ -137,37 +133,73 @@ impl Watchers {
         }
         let events: Vec<Event> = response.events.iter().map(event).collect();
         if let Some(last) = events.last() {
-            let mut reached = self.reached.lock();
-            let at = reached.entry(member).or_default();
-            *at = last.revision.max(*at);
+            self.reach(member, last.revision);
         }
-        self.record(stream, member, WatchWhat::Events { revision: header, events });
+        let more = response.fragment;
+        self.record(stream, member, WatchWhat::Events { revision: header, events, more });
+    }
+
+    fn reach(&self, member: usize, revision: i64) {
+        let mut reached = self.reached.lock();
+        let at = reached.entry(member).or_default();
+        *at = revision.max(*at);
+    }
+
+    /// The newest revision that any of them was sent.
+    pub(crate) fn newest(&self) -> i64 {
+        self.reached.lock().values().copied().max().unwrap_or(0)
+    }
+
+    /// A stream number that no stream had before.
+    pub(crate) fn stream(&self) -> u64 {
+        self.streams.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Requests to an open stream go in here.
+pub(crate) type Asks = mpsc::Sender<pb::WatchRequest>;
+
+/// Opens a watch stream to a member with its first request.
+pub(crate) async fn open(
+    member: usize,
+    first: pb::WatchRequest,
+) -> Result<(Asks, Streaming<pb::WatchResponse>), String> {
+    // Slower than the pings that etcd's servers punish; without them a stream through a network
+    // that swallows packets would look alive for ever.
+    let endpoint = Endpoint::from_shared(format!("http://{}:2379", fabric::address(member)))
+        .expect("an address is a valid URI")
+        .connect_timeout(Duration::from_secs(1))
+        .http2_keep_alive_interval(Duration::from_secs(6))
+        .keep_alive_timeout(Duration::from_secs(3));
+    let channel = endpoint.connect().await.map_err(|error| format!("{error:?}"))?;
+    let mut client = WatchClient::new(channel).max_decoding_message_size(64 << 20);
+    // What a full queue refuses is not asked: the requests that come later may be left out.
+    let (mut asks, asked) = mpsc::channel(16);
+    asks.try_send(first).map_err(|error| error.to_string())?;
+    let opening = tokio::time::timeout(Duration::from_secs(5), client.watch(asked));
+    match opening.await {
+        Ok(opened) => Ok((asks, opened.map_err(|status| format!("{status:?}"))?.into_inner())),
+        Err(_) => Err("no answer to the watch request in time".into()),
     }
 }
 
 fn request(from: i64) -> pb::WatchRequest {
-    let mut end = PREFIX.as_bytes().to_vec();
-    if let Some(last) = end.last_mut() {
-        *last += 1;
-    }
-    let create = pb::WatchCreateRequest {
-        key: PREFIX.into(),
-        range_end: end.into(),
-        start_revision: from,
-        progress_notify: true,
-        prev_kv: true,
-        ..Default::default()
-    };
-    pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
+    create(&Spec::default(), from, 0)
 }
 
-fn event(event: &mvccpb::Event) -> Event {
-    let kv = event.kv.clone().unwrap_or_default();
-    let deleted = event.r#type == mvccpb::event::EventType::Delete as i32;
-    Event {
-        revision: kv.mod_revision,
-        key: String::from_utf8_lossy(&kv.key).into_owned(),
-        put: (!deleted).then(|| row(&kv)),
-        before: event.prev_kv.as_ref().map(row),
-    }
+/// Asks for a watch; with `id` 0 the member names it.
+pub(crate) fn create(spec: &Spec, from: i64, id: i64) -> pb::WatchRequest {
+    let filters = [(spec.no_put, FilterType::Noput), (spec.no_delete, FilterType::Nodelete)];
+    let filters = filters.into_iter().filter(|(on, _)| *on).map(|(_, kind)| kind as i32);
+    let create = pb::WatchCreateRequest {
+        key: spec.key.clone().into(),
+        range_end: spec.end.clone().into(),
+        start_revision: from,
+        progress_notify: spec.progress,
+        filters: filters.collect(),
+        prev_kv: spec.prev_kv,
+        watch_id: id,
+        fragment: spec.fragment,
+    };
+    pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
 }

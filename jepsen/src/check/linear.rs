@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{Findings, Rule};
+use crate::call::{Part, Txn, TxnOp, covers};
 use crate::history::{Call, Op, Outcome};
 use crate::rng::Rng;
 
@@ -100,29 +101,94 @@ fn by_key(ops: &[Op]) -> BTreeMap<String, Vec<Step>> {
                         add(key, (*seen).max(op.start + 1), Act::Write(values.number(value)));
                     }
                 }
-                if let Call::Delete { key } = &op.call {
-                    add(key, u64::MAX, Act::Write(0));
-                }
-            }
-            Outcome::Ok if op.wrote() => {
-                for (key, value) in op.call.puts() {
-                    add(key, op.end, Act::Write(values.number(value)));
-                }
-                if let Call::Delete { key } = &op.call {
-                    add(key, op.end, Act::Write(0));
+                for (from, end) in op.call.deletes() {
+                    let all = keys.iter().filter(|key| covers(from, end, key));
+                    all.for_each(|key| add(key, u64::MAX, Act::Write(0)));
                 }
             }
             Outcome::Ok if op.call.is_serializable() => {}
             Outcome::Ok => {
-                for key in looked_at(&op.call, &keys) {
-                    let row = op.rows.iter().find(|row| row.key == key);
-                    let value = row.map_or(0, |row| values.number(&row.value));
-                    add(key, op.end, Act::Read(value));
+                for (key, value, wrote) in touched(op, &keys) {
+                    let value = value.map_or(0, |value| values.number(value));
+                    add(key, op.end, if wrote { Act::Write(value) } else { Act::Read(value) });
                 }
             }
         }
     }
+    // Keys on leases vanish without an operation.
+    for key in ops.iter().flat_map(leased) {
+        split.remove(key);
+    }
     split
+}
+
+/// Keys that may have been put on a lease.
+fn leased(op: &Op) -> Vec<&str> {
+    match &op.call {
+        Call::Txn(txn) => {
+            txn.puts().into_iter().filter(|(_, _, lease)| *lease != 0).map(|put| put.0).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+type Touch<'a> = (&'a str, Option<&'a str>, bool);
+
+/// What an answered operation says about keys: the value, and whether it wrote or read it.
+fn touched<'a>(op: &'a Op, all: &'a BTreeSet<String>) -> Vec<Touch<'a>> {
+    let shown = |key: &str| op.rows.iter().find(|row| row.key == key).map(|row| &row.value[..]);
+    match &op.call {
+        Call::Delete { key } => vec![(key, None, op.succeeded)],
+        Call::Cas { key, .. } if !op.succeeded => vec![(key, shown(key), false)],
+        Call::Txn(txn) => last_touches(txn, op.succeeded, &op.detail.parts),
+        call => match call.range() {
+            Some(range) if range.is_whole() => {
+                let keys = all.iter().filter(|key| range.covers(key));
+                keys.map(|key| (key.as_str(), shown(key), false)).collect()
+            }
+            // A part of a range says nothing of what it leaves out.
+            Some(range) if range.revision == 0 && !range.keys_only => {
+                op.rows.iter().map(|row| (row.key.as_str(), Some(&row.value[..]), false)).collect()
+            }
+            Some(_) => Vec::new(),
+            None => call.puts().into_iter().map(|(key, v)| (key, Some(v), true)).collect(),
+        },
+    }
+}
+
+/// The same for the branch that a transaction took: the last write of each key, or what was read of a
+/// key that it did not write.
+fn last_touches<'a>(txn: &'a Txn, succeeded: bool, parts: &'a [Part]) -> Vec<Touch<'a>> {
+    let mut touches: BTreeMap<&str, (Option<&str>, bool)> = BTreeMap::new();
+    for (key, value, wrote) in all_touches(txn, succeeded, parts) {
+        let known = touches.entry(key).or_insert((value, wrote));
+        if wrote || !known.1 {
+            *known = (value, wrote);
+        }
+    }
+    touches.into_iter().map(|(key, (value, wrote))| (key, value, wrote)).collect()
+}
+
+fn all_touches<'a>(txn: &'a Txn, succeeded: bool, parts: &'a [Part]) -> Vec<Touch<'a>> {
+    let mut touches: Vec<Touch<'_>> = Vec::new();
+    let steps = if succeeded { &txn.success } else { &txn.failure };
+    for (step, part) in steps.iter().zip(parts) {
+        match (step, part) {
+            (TxnOp::Put { key, value, .. }, _) => touches.push((key, Some(value), true)),
+            (TxnOp::Delete { .. }, Part::Delete { rows }) => {
+                touches.extend(rows.iter().map(|row| (row.key.as_str(), None, true)));
+            }
+            (TxnOp::Range(range), Part::Range { rows, .. }) if range.end.is_empty() => {
+                let value = rows.first().map(|row| &row.value[..]);
+                touches.push((&range.key, value, false));
+            }
+            (TxnOp::Txn(inner), Part::Txn { succeeded, parts }) => {
+                touches.extend(all_touches(inner, *succeeded, parts));
+            }
+            _ => {}
+        }
+    }
+    touches
 }
 
 /// Leaves out writes that no step read, where too many steps overlap. The order of what is left can
@@ -149,20 +215,11 @@ fn thin(steps: &mut Vec<Step>) {
     steps.retain(|step| !matches!(step.act, Act::Write(value) if !read.contains(&value)));
 }
 
-/// Keys that an operation without effect tells something about.
-fn looked_at<'a>(call: &'a Call, all: &'a BTreeSet<String>) -> Vec<&'a str> {
-    match call {
-        Call::List { .. } => all.iter().map(String::as_str).collect(),
-        Call::Get { key, .. } | Call::Cas { key, .. } | Call::Delete { key } => vec![key],
-        Call::Put { .. } | Call::PutTwo { .. } => Vec::new(),
-    }
-}
-
 fn keys(ops: &[Op]) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     for op in ops {
         keys.extend(op.call.puts().iter().map(|(key, _)| (*key).to_owned()));
-        keys.extend(op.rows.iter().map(|row| row.key.clone()));
+        keys.extend(op.shown().into_iter().map(|row| row.key.clone()));
     }
     keys
 }
@@ -172,7 +229,7 @@ fn sightings(ops: &[Op]) -> HashMap<&str, u64> {
     let mut seen: HashMap<&str, u64> = HashMap::new();
     let answers = ops.iter().filter(|op| op.outcome == Outcome::Ok && !op.call.is_serializable());
     for op in answers {
-        for row in &op.rows {
+        for row in op.shown() {
             let first = seen.entry(&row.value).or_insert(op.end);
             *first = op.end.min(*first);
         }

@@ -1,7 +1,8 @@
 //! One log out of many watch streams: revision to events, and the state of the store at every
 //! revision. All members must have shown the same; the other checks measure against this log.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
 
 use super::{Findings, Rule};
 use crate::history::{Event, Row, WatchRecord, WatchWhat};
@@ -15,12 +16,22 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Merges all streams. Two contents for one revision are a divergence; the first one stays.
-    pub(crate) fn merge(watches: &[WatchRecord], findings: &mut Findings) -> Self {
+    /// Merges all streams that show everything. Two contents for one revision are a divergence; the
+    /// first one stays. Up to the compacted revision an event may lack its previous value.
+    pub(crate) fn merge(watches: &[WatchRecord], compacted: i64, findings: &mut Findings) -> Self {
         let mut shown: HashMap<i64, usize> = HashMap::new();
+        let mut parts: HashSet<u64> = HashSet::new();
         let mut log = Self::default();
         for record in watches {
+            if let WatchWhat::Started { spec, .. } = &record.what
+                && !spec.is_base()
+            {
+                parts.insert(record.stream);
+            }
             let WatchWhat::Events { events, .. } = &record.what else { continue };
+            if parts.contains(&record.stream) {
+                continue;
+            }
             for group in events.chunk_by(|a, b| a.revision == b.revision) {
                 let revision = group[0].revision;
                 match log.revisions.get(&revision) {
@@ -28,6 +39,10 @@ impl Log {
                         log.revisions.insert(revision, group.to_vec());
                         shown.insert(revision, record.member);
                     }
+                    Some(known) if lacks_before(known, group) && revision <= compacted => {
+                        log.revisions.insert(revision, group.to_vec());
+                    }
+                    Some(known) if lacks_before(group, known) && revision <= compacted => {}
                     Some(known) if known != group => findings.add(
                         Rule::Divergence,
                         format!(
@@ -113,27 +128,46 @@ impl Log {
         self.revisions.iter().map(|(revision, events)| (*revision, events.as_slice()))
     }
 
-    /// Revisions from `from` to `to`, both included.
-    pub(crate) fn between(&self, from: i64, to: i64) -> impl Iterator<Item = i64> {
-        let keys = self.revisions.range(from..).map(|(revision, _)| *revision);
-        keys.take_while(move |revision| *revision <= to)
-    }
-
     pub(crate) fn events(&self, revision: i64) -> &[Event] {
         self.revisions.get(&revision).map_or(&[], Vec::as_slice)
     }
 
     /// A key as it was at a revision.
     pub(crate) fn at(&self, key: &str, revision: i64) -> Option<&Row> {
-        let states = self.keys.get(key)?;
-        let until = states.partition_point(|(changed, _)| *changed <= revision);
-        states[..until].last()?.1.as_ref()
+        state(self.keys.get(key)?, revision)
+    }
+
+    /// Keys of a range as they were at a revision, in order; an empty `end` means one key.
+    pub(crate) fn range_at(&self, key: &str, end: &str, revision: i64) -> Vec<&Row> {
+        if end.is_empty() {
+            return self.at(key, revision).into_iter().collect();
+        }
+        if end <= key {
+            return Vec::new();
+        }
+        let bounds = (Bound::Included(key), Bound::Excluded(end));
+        let states = self.keys.range::<str, _>(bounds);
+        states.filter_map(|(_, states)| state(states, revision)).collect()
     }
 
     /// All keys as they were at a revision, in order.
     pub(crate) fn all_at(&self, revision: i64) -> Vec<&Row> {
-        self.keys.keys().filter_map(|key| self.at(key, revision)).collect()
+        self.keys.values().filter_map(|states| state(states, revision)).collect()
     }
+}
+
+fn state(states: &[(i64, Option<Row>)], revision: i64) -> Option<&Row> {
+    let until = states.partition_point(|(changed, _)| *changed <= revision);
+    states[..until].last()?.1.as_ref()
+}
+
+/// True if the only difference is that the first one does not tell previous values.
+fn lacks_before(poor: &[Event], rich: &[Event]) -> bool {
+    let same = |(poor, rich): (&Event, &Event)| {
+        let before = poor.before.is_none() || poor.before == rich.before;
+        before && (&poor.key, &poor.put) == (&rich.key, &rich.put)
+    };
+    poor != rich && poor.len() == rich.len() && poor.iter().zip(rich).all(same)
 }
 
 pub(super) fn brief(events: &[Event]) -> String {
@@ -148,8 +182,9 @@ pub(super) fn show(row: Option<&Row>) -> String {
     row.map_or_else(
         || "nothing".into(),
         |row| {
-            let Row { key, value, create, modified, version } = row;
-            format!("{key}={value} (create {create}, mod {modified}, version {version})")
+            let Row { key, value, create, modified, version, lease } = row;
+            let lease = if *lease == 0 { String::new() } else { format!(", lease {lease:x}") };
+            format!("{key}={value} (create {create}, mod {modified}, version {version}{lease})")
         },
     )
 }

@@ -1,15 +1,25 @@
 //! The judges: pure functions from a recorded history to violations. They never talk to a member and
 //! know nothing of faults, so that a history can be judged again from its files.
 
+mod append;
+mod bank;
+mod cache;
+mod compact;
+mod cycle;
+mod eval;
 mod finals;
+mod lease;
 mod linear;
+mod lock;
 mod log;
+mod members;
 mod order;
+mod set;
 mod watch;
 
 use std::fmt;
 
-use crate::history::History;
+use crate::history::{Call, History, Outcome};
 
 pub(crate) use log::Log;
 
@@ -53,6 +63,52 @@ pub(crate) enum Rule {
     WatchSplit,
     /// Watch: progress promised for events that came later.
     WatchProgress,
+    /// Watch: an event outside of what was asked for.
+    WatchFilter,
+    /// Watch: an event that differs from the log.
+    WatchContent,
+    /// An element of a set is gone.
+    SetLost,
+    /// An element that nobody added, or added in vain, or that is there twice.
+    SetPhantom,
+    /// List: elements of a transaction that failed or never was (G1a).
+    ListAborted,
+    /// List: elements of a transaction that had not ended (G1b).
+    ListIntermediate,
+    /// List: a transaction that does not see its own doing.
+    ListInternal,
+    /// List: two reads that no order of appends explains.
+    ListOrder,
+    /// Transactions in a circle of overwriting.
+    CycleG0,
+    /// Transactions in a circle of overwriting and reading.
+    CycleG1c,
+    /// Transactions in a circle in which one did not see another.
+    CycleGSingle,
+    /// Transactions in a circle in which several did not see others.
+    CycleG2,
+    /// Transactions in a circle that time closes.
+    CycleTime,
+    /// Money made or lost.
+    Unbalanced,
+    /// A lease that ended before its time.
+    LeaseEarly,
+    /// A lease that outlived its time by far.
+    LeaseLate,
+    /// An ended lease that is used or renewed.
+    LeaseRisen,
+    /// The end of a lease that left keys on it.
+    LeaseEnd,
+    /// A fenced effect of one who did not hold the lock.
+    LockBroken,
+    /// A cache kept by list and watch that differs from the log.
+    WrongCache,
+    /// An answer about what was compacted before the question.
+    NotCompacted,
+    /// "Compacted" or "future" where it was neither.
+    WrongRefusal,
+    /// A member list that contradicts what was changed.
+    WrongMembers,
     /// A watcher that never reached the end.
     WatchBehind,
     /// Members end with different hashes or contents.
@@ -88,15 +144,24 @@ impl Findings {
 /// All checks over one history. An empty result means that no promise was seen broken.
 pub(crate) fn judge(history: &History) -> Vec<Violation> {
     let mut findings = Findings::default();
-    let log = Log::merge(&history.watches, &mut findings);
+    let compacted = history.ops.iter().filter_map(|op| match op.call {
+        Call::Compact { revision } if op.outcome != Outcome::Fail => Some(revision),
+        _ => None,
+    });
+    let compacted = compacted.max().unwrap_or(0);
+    let log = Log::merge(&history.watches, compacted, &mut findings);
     log.check(history.sparse, &mut findings);
-    watch::check(&history.watches, &log, &mut findings);
+    watch::check(&history.watches, &log, compacted, &mut findings);
     order::check(&history.ops, &history.watches, &log, &mut findings);
     let undecided = linear::check(&history.ops, &mut findings);
     if undecided > 0 {
         println!("second judge: {undecided} keys undecided, too many operations at a time");
     }
     finals::check(&history.finals, &log, &mut findings);
+    let late = special(history, &log, &mut findings);
+    if late > 0 {
+        println!("plain lock: {late} effects after those of a later holder, as is to be expected");
+    }
     for (rule, count) in &findings.counts {
         if *count > MOST {
             let proof = format!("{count} times in all; the first {MOST} are shown");
@@ -105,4 +170,17 @@ pub(crate) fn judge(history: &History) -> Vec<Violation> {
     }
     findings.all.sort_by_key(|violation| violation.rule);
     findings.all
+}
+
+/// The judges of single workloads; each looks only at the calls and notes that are its own. Gives the
+/// number of effects by which the plain lock failed, which is no violation.
+fn special(history: &History, log: &Log, findings: &mut Findings) -> usize {
+    set::check(&history.ops, findings);
+    append::check(&history.notes, findings);
+    bank::check(&history.ops, findings);
+    lease::check(history, log, findings);
+    compact::check(&history.ops, &history.watches, findings);
+    cache::check(&history.notes, log, findings);
+    members::check(&history.ops, findings);
+    lock::check(log, findings)
 }

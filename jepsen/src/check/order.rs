@@ -4,9 +4,11 @@
 
 use std::collections::HashMap;
 
+use super::eval::{Answered, Eval, wrong_parts, wrong_range};
 use super::log::{brief, show};
 use super::{Findings, Log, Rule};
-use crate::history::{Call, Op, Outcome, Row, WatchRecord, WatchWhat};
+use crate::call::{Txn, covers};
+use crate::history::{Call, Event, Op, Outcome, Row, WatchRecord, WatchWhat};
 
 pub(super) fn check(ops: &[Op], watches: &[WatchRecord], log: &Log, findings: &mut Findings) {
     let placed = explain(ops, log, findings);
@@ -21,11 +23,27 @@ pub(super) fn check(ops: &[Op], watches: &[WatchRecord], log: &Log, findings: &m
         }
         check_answer(op, log, findings);
     }
+    for (index, revision) in &placed {
+        if let (Outcome::Unknown, Call::Txn(txn)) = (ops[*index].outcome, &ops[*index].call) {
+            whole(&ops[*index], txn, *revision, log, findings);
+        }
+    }
     real_time(ops, &placed, watches, findings);
 }
 
+/// A transaction whose answer was lost took effect as a whole, if at all.
+fn whole(op: &Op, txn: &Txn, revision: i64, log: &Log, findings: &mut Findings) {
+    let mut eval = Eval::on(log, revision - 1);
+    eval.run(txn);
+    if eval.events != log.events(revision) {
+        let (got, want) = (brief(log.events(revision)), brief(&eval.events));
+        let proof = format!("{} made {got} at {revision}, should be {want}", name(op));
+        findings.add(Rule::LostWrite, proof);
+    }
+}
+
 /// An operation in one line.
-fn name(op: &Op) -> String {
+pub(super) fn name(op: &Op) -> String {
     let Op { process, member, start, end, revision, .. } = op;
     let what = match &op.call {
         Call::Put { key, value } => format!("put {key}={value}"),
@@ -35,7 +53,8 @@ fn name(op: &Op) -> String {
         Call::Cas { key, expect, value } => format!("cas {key}={value} if mod is {expect}"),
         Call::Delete { key } => format!("delete {key}"),
         Call::Get { key, .. } => format!("{} {key}", op.call.kind()),
-        Call::List { .. } => op.call.kind().to_owned(),
+        Call::List { .. } | Call::Members => op.call.kind().to_owned(),
+        call => format!("{call:?}"),
     };
     let (start, end) = (*start as f64 / 1e9, *end as f64 / 1e9);
     format!("[{start:.4}-{end:.4} process {process} member {member} revision {revision}] {what}")
@@ -52,39 +71,79 @@ fn explain(ops: &[Op], log: &Log, findings: &mut Findings) -> HashMap<usize, i64
         for (_, value) in op.call.puts() {
             writers.insert(value, index);
         }
-        if let Call::Delete { key } = &op.call {
-            match op.outcome {
-                Outcome::Ok if op.succeeded => {
+        match op.outcome {
+            Outcome::Ok => {
+                for key in deleted(op) {
                     deletes.insert((key, op.revision), index);
                 }
-                Outcome::Unknown => *spare.entry(key).or_default() += 1,
-                Outcome::Ok | Outcome::Fail => {}
             }
+            Outcome::Unknown => {
+                for (key, _) in op.call.deletes() {
+                    *spare.entry(key).or_default() += 1;
+                }
+            }
+            Outcome::Fail => {}
         }
     }
     let mut placed: HashMap<usize, i64> = HashMap::new();
     for (revision, events) in log.revisions() {
-        for event in events {
-            let Some(put) = &event.put else {
-                let known = deletes.contains_key(&(event.key.as_str(), revision));
-                let left = spare.entry(&event.key).or_default();
-                if !known && *left == 0 {
-                    let proof = format!("revision {revision} deletes {}: nobody did", event.key);
-                    findings.add(Rule::Unexplained, proof);
-                }
-                *left -= usize::from(!known && *left > 0);
-                continue;
-            };
+        let mut by: Option<&Op> = None;
+        for put in events.iter().filter_map(|event| event.put.as_ref()) {
             match writers.get(put.value.as_str()) {
-                Some(index) => place(*index, &ops[*index], put, &mut placed, findings),
+                Some(index) => {
+                    by = Some(&ops[*index]);
+                    place(*index, &ops[*index], put, &mut placed, findings);
+                }
                 None => {
                     let proof = format!("nobody wrote {} of revision {revision}", show(Some(put)));
                     findings.add(Rule::Unexplained, proof);
                 }
             }
         }
+        // A lease that ends takes its keys and nothing else; whether it might is another judge's.
+        if ended_lease(events).is_some() {
+            continue;
+        }
+        for event in events.iter().filter(|event| event.put.is_none()) {
+            let key = event.key.as_str();
+            let asked = by.is_some_and(|op| {
+                op.call.deletes().iter().any(|(from, end)| covers(from, end, key))
+            });
+            if asked || deletes.contains_key(&(key, revision)) {
+                continue;
+            }
+            let left = spare.entry(key).or_default();
+            if *left == 0 {
+                let proof = format!("revision {revision} deletes {key}: nobody did");
+                findings.add(Rule::Unexplained, proof);
+            }
+            *left = left.saturating_sub(1);
+        }
     }
     placed
+}
+
+/// Keys that an answer says were deleted.
+fn deleted(op: &Op) -> Vec<&str> {
+    match &op.call {
+        Call::Delete { key } if op.succeeded => vec![key],
+        Call::Txn(txn) if op.wrote() => {
+            let covered =
+                |key: &str| txn.deletes().iter().any(|(from, end)| covers(from, end, key));
+            op.shown().into_iter().map(|row| row.key.as_str()).filter(|key| covered(key)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The lease whose end would explain the events of a revision: nothing but deletes, all of its keys.
+pub(super) fn ended_lease(events: &[Event]) -> Option<i64> {
+    let lease = |event: &Event| match (&event.put, &event.before) {
+        (None, Some(before)) => Some(before.lease).filter(|lease| *lease != 0),
+        _ => None,
+    };
+    let first = lease(events.first()?)?;
+    events.iter().all(|event| lease(event) == Some(first)).then_some(first)
 }
 
 /// Ties an event to the operation that wrote its value.
@@ -96,7 +155,7 @@ fn place(
     findings: &mut Findings,
 ) {
     let revision = put.modified;
-    if op.outcome == Outcome::Fail || (op.outcome == Outcome::Ok && !op.succeeded) {
+    if op.outcome == Outcome::Fail || (op.outcome == Outcome::Ok && !op.wrote()) {
         let error = op.error.as_deref().unwrap_or("compare did not hold");
         let proof = format!("{} failed ({error}) but is in the log at {revision}", name(op));
         findings.add(Rule::FailedWrite, proof);
@@ -114,6 +173,11 @@ fn place(
 fn check_write(op: &Op, log: &Log, findings: &mut Findings) {
     let events = log.events(op.revision);
     let whole = match &op.call {
+        Call::Txn(txn) => {
+            let mut eval = Eval::on(log, op.revision - 1);
+            eval.run(txn);
+            eval.events == events
+        }
         Call::Delete { key } => {
             events.len() == 1 && events[0].key == *key && events[0].put.is_none()
         }
@@ -134,10 +198,8 @@ fn check_write(op: &Op, log: &Log, findings: &mut Findings) {
 
 /// What an answer shows is the state at its revision.
 fn check_answer(op: &Op, log: &Log, findings: &mut Findings) {
-    let one = |key: &str, revision| log.at(key, revision).into_iter().collect::<Vec<_>>();
-    let expected: Vec<&Row> = match &op.call {
-        Call::Get { key, .. } => one(key, op.revision),
-        Call::List { .. } => log.all_at(op.revision),
+    let wrong = match &op.call {
+        Call::Txn(txn) => return check_txn(op, txn, log, findings),
         Call::Cas { key, expect, .. } => {
             // The compare saw what was there before the write it allowed.
             let judged = if op.succeeded { op.revision - 1 } else { op.revision };
@@ -147,31 +209,41 @@ fn check_answer(op: &Op, log: &Log, findings: &mut Findings) {
                 let proof = format!("{}: compare {held}, mod was {modified}", name(op));
                 findings.add(Rule::WrongCompare, proof);
             }
-            if op.succeeded { Vec::new() } else { one(key, op.revision) }
+            let found = log.at(key, op.revision).filter(|_| !op.succeeded);
+            let got = op.rows.first();
+            (got != found).then(|| format!("answered {}, the log has {}", show(got), show(found)))
         }
         Call::Delete { key } if !op.succeeded => {
-            if let Some(row) = log.at(key, op.revision) {
-                let proof = format!("{} found nothing; there was {}", name(op), show(Some(row)));
-                findings.add(Rule::WrongRead, proof);
-            }
-            Vec::new()
+            let row = log.at(key, op.revision);
+            row.map(|row| format!("found nothing; there was {}", show(Some(row))))
         }
-        Call::Delete { .. } | Call::Put { .. } | Call::PutTwo { .. } => Vec::new(),
+        call => call.range().and_then(|asked| {
+            let at = if asked.revision > 0 { asked.revision } else { op.revision };
+            if at > op.revision {
+                return Some(format!("answered revision {at}, beyond that of its header"));
+            }
+            let Op { rows, detail, .. } = op;
+            let answer = Answered { rows, count: detail.count, more: detail.more };
+            wrong_range(&asked, &answer, &log.range_at(&asked.key, &asked.end, at))
+        }),
     };
-    if let Some(difference) = difference(&op.rows, &expected) {
-        findings.add(Rule::WrongRead, format!("{}: {difference}", name(op)));
+    if let Some(wrong) = wrong {
+        findings.add(Rule::WrongRead, format!("{}: {wrong}", name(op)));
     }
 }
 
-/// The first place where an answer and the log differ.
-fn difference(answer: &[Row], expected: &[&Row]) -> Option<String> {
-    for index in 0..answer.len().max(expected.len()) {
-        let (got, want) = (answer.get(index), expected.get(index).copied());
-        if got != want {
-            return Some(format!("answered {}, the log has {}", show(got), show(want)));
-        }
+/// A transaction took the branch that the state before it demands, and each step answered right.
+fn check_txn(op: &Op, txn: &Txn, log: &Log, findings: &mut Findings) {
+    let before = if op.wrote() { op.revision - 1 } else { op.revision };
+    let (held, parts) = Eval::on(log, before).run(txn);
+    if held != op.succeeded {
+        let proof = format!("{}: compares held: {}, should be {held}", name(op), op.succeeded);
+        findings.add(Rule::WrongCompare, proof);
+        return;
     }
-    None
+    if let Some(wrong) = wrong_parts(txn, held, &op.detail.parts, &parts) {
+        findings.add(Rule::WrongRead, format!("{}: {wrong}", name(op)));
+    }
 }
 
 /// Something known to have been visible at a time.
@@ -201,7 +273,10 @@ fn real_time(
             seen.push(Seen { at: op.end, revision: op.revision, proof: Proof::Op(index) });
         }
         let revision = match op.outcome {
-            Outcome::Ok if !op.call.is_serializable() => Some(op.revision),
+            // Answers about members carry no revision.
+            Outcome::Ok if !op.call.is_serializable() && !op.call.is_about_members() => {
+                Some(op.revision)
+            }
             // Its answer was lost, but it cannot have happened before it was sent.
             Outcome::Unknown => placed.get(&index).copied(),
             Outcome::Ok | Outcome::Fail => None,

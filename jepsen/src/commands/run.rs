@@ -31,7 +31,7 @@ pub(crate) fn run(mut args: Args) -> Result<bool, String> {
     plan.rootless = args.switch("rootless");
     let seconds = args.number("seconds", 30)?;
     let rate = args.number("rate", RATE)?;
-    let faults = wanted(&mut args, smoke)?;
+    let faults = wanted(&mut args, smoke, plan.rootless)?;
     let written = args.text("schedule", "")?;
     let disk = args.text("disk", "auto")?;
     args.done()?;
@@ -81,8 +81,8 @@ fn carry_out(
     verdict.map_err(|error| error.to_string())?.end()
 }
 
-/// The faults that the words ask for: by name, by class, or all.
-fn wanted(args: &mut Args, smoke: bool) -> Result<Vec<Fault>, String> {
+/// The faults that the words ask for: by name, by class, or all that there are for such a run.
+fn wanted(args: &mut Args, smoke: bool, rootless: bool) -> Result<Vec<Fault>, String> {
     let (names, classes) = (args.many("fault"), args.many("class"));
     let none = args.switch("calm");
     if smoke {
@@ -98,6 +98,7 @@ fn wanted(args: &mut Args, smoke: bool) -> Result<Vec<Fault>, String> {
         classes.iter().map(|name| Class::named(name)).collect();
     let classes = classes?;
     let from: Vec<Fault> = match classes.is_empty() {
+        true if rootless => Fault::of(Class::Process),
         true => Fault::all().collect(),
         false => classes.into_iter().flat_map(Fault::of).collect(),
     };

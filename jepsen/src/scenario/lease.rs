@@ -90,7 +90,7 @@ pub(super) async fn leader_change(run: &Run) -> io::Result<()> {
         outlive(run, &held, others[0]).await;
         run.cluster.lock().restart(leader)?;
         note(run, "the leader of a lease is gone", from, &[leader]);
-        recovered(run, "after the end of the leader").await;
+        recovered(run, "after the end of the leader").await?;
     }
     Ok(())
 }
@@ -115,7 +115,7 @@ pub(super) async fn clock(run: &Run) -> io::Result<()> {
         outlive(run, &held, others[0]).await;
         set(0)?;
         note(run, "the leader's wall clock is an hour off", from, &[leader]);
-        recovered(run, "after the jump of the clock").await;
+        recovered(run, "after the jump of the clock").await?;
     }
     Ok(())
 }

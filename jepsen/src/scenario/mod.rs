@@ -170,9 +170,12 @@ fn note(run: &Run, what: &str, from: f64, members: &[usize]) {
     });
 }
 
-/// All members must serve again.
-async fn recovered(run: &Run, what: &str) {
-    if run.converge(Duration::from_secs(60)).await.is_none() {
-        run.finding(format!("{what}: not all members serve a minute later"));
+/// All members must serve again. An error says that the cluster is beyond going on.
+async fn recovered(run: &Run, what: &str) -> io::Result<()> {
+    if run.converge(Duration::from_secs(60)).await.is_some() {
+        return Ok(());
     }
+    let text = format!("{what}: not all members serve a minute later");
+    run.finding(text.clone());
+    Err(io::Error::other(text))
 }

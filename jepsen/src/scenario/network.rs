@@ -8,6 +8,9 @@ use crate::fabric::{CONTROLLER, Rule};
 use crate::nemesis::member::{join, remove};
 use crate::run::Run;
 
+/// The log that a member lacks is thrown away after this, with little log kept. Unit: seconds.
+const FORGETS: f64 = 30.0;
+
 /// A member that was removed hears of it within this once it is reached again.
 const LEARNS: Duration = Duration::from_secs(20);
 
@@ -28,8 +31,7 @@ pub(super) async fn blackhole(run: &Run, times: usize) -> io::Result<()> {
         let from = run.clock.seconds();
         let sent = run.cluster.lock().transfers();
         cut_off(run, follower, &members);
-        // After 8 s the log that it lacks is still there, after 30 s it is not.
-        wait(30.0).await;
+        wait(FORGETS).await;
         run.fabric.heal();
         note(run, "a follower is cut off from the members", from, &[follower]);
         for _ in 0..150 {
@@ -39,7 +41,7 @@ pub(super) async fn blackhole(run: &Run, times: usize) -> io::Result<()> {
             wait(0.1).await;
         }
     }
-    recovered(run, "after the transfers").await;
+    recovered(run, "after the transfers").await?;
     let sent = run.cluster.lock().transfers() - before;
     run.say(&format!("{sent} states were sent whole"));
     if sent < times {
@@ -74,7 +76,7 @@ pub(super) async fn replaced_when_cut(run: &Run) -> io::Result<()> {
     }
     note(run, "the one that was replaced is back", from, &[old]);
     run.cluster.lock().kill(old)?;
-    recovered(run, "after the replacement").await;
+    recovered(run, "after the replacement").await?;
     Ok(())
 }
 
@@ -96,7 +98,7 @@ pub(super) async fn old_leader(run: &Run) -> io::Result<()> {
             from,
             &[leader, others[0]],
         );
-        recovered(run, "after the old leader").await;
+        recovered(run, "after the old leader").await?;
         wait(1.0).await;
     }
     Ok(())
@@ -111,7 +113,7 @@ pub(super) async fn paused_reads(run: &Run) -> io::Result<()> {
         wait(2.2 + 0.15 * f64::from(round)).await;
         run.cluster.lock().resume(leader)?;
         note(run, "the leader sleeps through an election", from, &[leader]);
-        recovered(run, "after the pause").await;
+        recovered(run, "after the pause").await?;
         wait(0.7).await;
     }
     Ok(())
@@ -127,7 +129,7 @@ pub(super) async fn slow_watcher(run: &Run) -> io::Result<()> {
         wait(8.0).await;
         run.fabric.heal();
         note(run, "3 kB/s from a member to its clients", from, &[member]);
-        recovered(run, "after the thin line").await;
+        recovered(run, "after the thin line").await?;
         wait(2.0).await;
     }
     Ok(())

@@ -37,7 +37,7 @@ pub(super) async fn forget(run: &Run) -> io::Result<()> {
             from,
             &[blind, witness, leader],
         );
-        recovered(run, "after the loss of power").await;
+        recovered(run, "after the loss of power").await?;
         wait(1.0).await;
     }
     Ok(())
@@ -66,7 +66,7 @@ pub(super) async fn hold_majority(run: &Run) -> io::Result<()> {
                 "{acknowledged} writes were acknowledged while {held:?} could not sync"
             ));
         }
-        recovered(run, "after the syncs went on").await;
+        recovered(run, "after the syncs went on").await?;
         wait(1.0).await;
     }
     Ok(())
@@ -89,7 +89,7 @@ pub(super) async fn wiped_leader(run: &Run) -> io::Result<()> {
     let (leader, others) = cast(run).await?;
     // What is told to wipe a follower of somebody else wipes the leader.
     inject(run, Fault::WipedMember, others[0], Some(leader), 1.0).await?;
-    recovered(run, "after the replacement").await;
+    recovered(run, "after the replacement").await?;
     Ok(())
 }
 
@@ -97,7 +97,7 @@ pub(super) async fn wiped_leader(run: &Run) -> io::Result<()> {
 pub(super) async fn full_leader(run: &Run) -> io::Result<()> {
     let (leader, _) = cast(run).await?;
     inject(run, Fault::FullDisk, leader, None, 6.0).await?;
-    recovered(run, "after room was made").await;
+    recovered(run, "after room was made").await?;
     wait(2.0).await;
     Ok(())
 }
@@ -143,7 +143,7 @@ pub(super) async fn rolling_restart(run: &Run) -> io::Result<()> {
         run.cluster.lock().kill(member)?;
         run.cluster.lock().restart(member)?;
         note(run, "a member restarts in order", from, &[member]);
-        recovered(run, "after a restart in order").await;
+        recovered(run, "after a restart in order").await?;
         if run.writes(start, run.clock.now()) == 0 {
             run.finding(format!("no write was acknowledged while member {member} restarted"));
         }
@@ -197,7 +197,7 @@ pub(super) async fn kill_after_ack(run: &Run) -> io::Result<()> {
         if op.outcome != Outcome::Ok {
             run.gap(format!("the write before the end had no answer: {:?}", op.error));
         }
-        recovered(run, "after the end of all").await;
+        recovered(run, "after the end of all").await?;
         wait(0.5).await;
     }
     Ok(())
@@ -215,7 +215,7 @@ pub(super) async fn kills(run: &Run) -> io::Result<()> {
         note(run, "a member with little log is killed", from, &[member]);
         wait(0.5 + rng.below(1_000) as f64 / 1_000.0).await;
     }
-    recovered(run, "after the kills").await;
+    recovered(run, "after the kills").await?;
     Ok(())
 }
 

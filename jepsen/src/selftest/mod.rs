@@ -2,12 +2,17 @@
 //! error planted. A history that is right must pass, every planted error must be found by a rule
 //! that names it.
 
+mod corpus;
 mod model;
 mod plant;
+mod plant_loads;
+mod plant_streams;
+mod store;
 
 use crate::args::Args;
 use crate::check::judge;
 use crate::rng::Rng;
+use crate::workload::Workload;
 
 /// Operations of one made-up history.
 const OPS: usize = 400;
@@ -15,18 +20,18 @@ const OPS: usize = 400;
 pub(crate) fn run(mut args: Args) -> Result<bool, String> {
     let seeds = args.number("seeds", 40)?;
     args.done()?;
-    let mut good = true;
+    let (files, wrong) = corpus::check()?;
+    wrong.iter().for_each(|wrong| println!("{wrong}"));
+    println!("{:40} {} of {files} judged wrong", "small histories of the corpus", wrong.len());
+    let mut good = wrong.is_empty();
     let mut false_alarms = 0;
-    for seed in 0..seeds {
-        let violations = judge(&model::history(seed, OPS));
-        if let Some(first) = violations.first() {
-            println!("seed {seed}: false alarm: {first}");
-            false_alarms += 1;
-        }
+    for workload in Workload::ALL {
+        let alarms = (0..seeds).filter(|seed| alarm(workload, *seed)).count();
+        println!("valid history of {:23} {alarms} of {seeds} judged wrong", workload.name());
+        false_alarms += alarms;
     }
-    println!("{:40} {false_alarms} of {seeds} judged wrong", "valid history");
     good &= false_alarms == 0;
-    for kind in plant::KINDS {
+    for kind in kinds() {
         let found = (0..seeds).filter(|seed| found(kind, *seed)).count() as u64;
         println!("{:40} {found} of {seeds} found", kind.name);
         good &= found == seeds;
@@ -35,9 +40,24 @@ pub(crate) fn run(mut args: Args) -> Result<bool, String> {
     Ok(good)
 }
 
+/// All kinds of errors that are planted.
+fn kinds() -> impl Iterator<Item = &'static plant::Kind> {
+    plant::KINDS.iter().chain(plant_loads::KINDS).chain(plant_streams::KINDS)
+}
+
+/// True if a history that is right is judged wrong.
+fn alarm(workload: Workload, seed: u64) -> bool {
+    let violations = judge(&model::history(workload, seed, OPS));
+    let first = violations.first();
+    if let Some(first) = first {
+        println!("{} with seed {seed}: false alarm: {first}", workload.name());
+    }
+    first.is_some()
+}
+
 /// Plants one error and tells whether a rule that may name it did.
 fn found(kind: &plant::Kind, seed: u64) -> bool {
-    let mut history = model::history(seed, OPS);
+    let mut history = model::history(kind.workload, seed, OPS);
     let mut rng = Rng::fork(seed, 7);
     if (kind.plant)(&mut history, &mut rng).is_none() {
         println!("seed {seed}: no place for {:?}", kind.name);
@@ -58,14 +78,16 @@ mod tests {
 
     #[test]
     fn a_right_history_raises_no_alarm() {
-        for seed in 0..10 {
-            assert_eq!(judge(&model::history(seed, OPS)), []);
+        for workload in Workload::ALL {
+            for seed in 0..10 {
+                assert!(!alarm(workload, seed), "{} with seed {seed}", workload.name());
+            }
         }
     }
 
     #[test]
     fn every_planted_error_is_found() {
-        for kind in plant::KINDS {
+        for kind in kinds() {
             for seed in 0..5 {
                 assert!(found(kind, seed), "{} with seed {seed}", kind.name);
             }
@@ -74,7 +96,7 @@ mod tests {
 
     #[test]
     fn an_error_planted_in_the_history_survives_the_files() {
-        let mut history = model::history(3, OPS);
+        let mut history = model::history(Workload::Mixed, 3, OPS);
         let kind = &plant::KINDS[0];
         (kind.plant)(&mut history, &mut Rng::fork(1, 0)).expect("the history has a place for it");
         let lines: Vec<String> =

@@ -4,18 +4,20 @@
 use crate::check::Rule;
 use crate::history::{Call, Event, History, Op, Outcome, Row, WatchRecord, WatchWhat};
 use crate::rng::Rng;
+use crate::workload::Workload;
 
-type Plant = fn(&mut History, &mut Rng) -> Option<()>;
+pub(super) type Plant = fn(&mut History, &mut Rng) -> Option<()>;
 
 /// One kind of error.
 pub(super) struct Kind {
+    pub(super) workload: Workload,
     pub(super) name: &'static str,
     pub(super) rules: &'static [Rule],
     pub(super) plant: Plant,
 }
 
 const fn kind(name: &'static str, rules: &'static [Rule], plant: Plant) -> Kind {
-    Kind { name, rules, plant }
+    Kind { workload: Workload::Mixed, name, rules, plant }
 }
 
 pub(super) const KINDS: &[Kind] = &[
@@ -55,13 +57,17 @@ pub(super) const KINDS: &[Kind] = &[
 ];
 
 /// An operation that fits, from a random place on.
-fn pick(history: &mut History, rng: &mut Rng, fits: impl Fn(&Op) -> bool) -> Option<usize> {
+pub(super) fn pick(
+    history: &mut History,
+    rng: &mut Rng,
+    fits: impl Fn(&Op) -> bool,
+) -> Option<usize> {
     let count = history.ops.len();
     let from = rng.below(count as u64) as usize;
     (0..count).map(|step| (from + step) % count).find(|index| fits(&history.ops[*index]))
 }
 
-fn ok(op: &Op) -> bool {
+pub(super) fn ok(op: &Op) -> bool {
     op.outcome == Outcome::Ok
 }
 
@@ -177,7 +183,7 @@ fn lost_tail(history: &mut History, _: &mut Rng) -> Option<()> {
 }
 
 /// Changes the events of one revision in all streams.
-fn everywhere(history: &mut History, revision: i64, change: impl Fn(&mut Vec<Event>)) {
+pub(super) fn everywhere(history: &mut History, revision: i64, change: impl Fn(&mut Vec<Event>)) {
     for record in &mut history.watches {
         let WatchWhat::Events { events, .. } = &mut record.what else { continue };
         if events.iter().any(|event| event.revision == revision) {
@@ -251,7 +257,8 @@ fn append(history: &mut History, value: Option<String>) -> Option<()> {
         let stream = history.watches.iter().filter(|record| record.member == member.member);
         let tail = stream.max_by_key(|record| record.stream)?;
         let (stream, at) = (tail.stream, tail.at + 1_000_000);
-        let what = WatchWhat::Events { revision: last + 1, events: vec![event.clone()] };
+        let what =
+            WatchWhat::Events { revision: last + 1, events: vec![event.clone()], more: false };
         history.watches.push(WatchRecord { stream, member: member.member, at, what });
     }
     Some(())
@@ -396,7 +403,11 @@ fn watch_swapped(history: &mut History, rng: &mut Rng) -> Option<()> {
 }
 
 fn watch_back(history: &mut History, rng: &mut Rng) -> Option<()> {
-    let old = response(history, rng)?.clone();
+    // Not one of the last, since something newer must come before it.
+    let late = history.finals.first()?.revision - 50;
+    let draws = (0..100)
+        .find_map(|_| response(history, rng).filter(|events| events[0].revision < late).cloned());
+    let old = draws?;
     let at = history.watches.iter().rposition(|record| {
         matches!(&record.what, WatchWhat::Events { events, .. }
             if events[0].revision > old[0].revision + 10)
@@ -454,7 +465,8 @@ fn watch_diverges(history: &mut History, rng: &mut Rng) -> Option<()> {
 }
 
 fn watch_resumes_late(history: &mut History, rng: &mut Rng) -> Option<()> {
-    let stream = 3 + 2 * rng.below(3);
+    // The second one of a member.
+    let stream = 2 + 2 * rng.below(3);
     let first = history.watches.iter().position(|record| {
         record.stream == stream && matches!(record.what, WatchWhat::Events { .. })
     })?;

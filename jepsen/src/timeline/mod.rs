@@ -284,6 +284,7 @@ mod tests {
             revision: number as i64,
             succeeded: true,
             rows: Vec::new(),
+            detail: Default::default(),
         }
     }
 

@@ -2,8 +2,20 @@
 //! back. They never retry and never share a process number between two operations in flight; the
 //! commands start and stop them. What they call is drawn by the workloads, one module each.
 
+mod append;
+mod cache;
+mod compact;
+mod kube;
+mod lease;
+mod lock;
+mod members;
 mod mixed;
+mod range;
 mod register;
+mod set;
+mod sidewatch;
+mod txn;
+mod watch;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,10 +24,19 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::call::Range;
 use crate::client::Client;
-use crate::history::{Call, Clock, Op, Outcome, Recorder};
+use crate::history::{Call, Clock, Detail, Note, Op, Outcome, Recorder};
 use crate::rng::Rng;
 use crate::run::Plan;
+use crate::watcher::Watchers;
+
+pub(crate) use compact::PREFIX as COMPACTED;
+pub(crate) use kube::REGISTRY;
+pub(crate) use lock::{FENCED, LOCK, PLAIN, fence};
+pub(crate) use set::SETS;
+pub(crate) use txn::{ACCOUNTS, BANK, START, balance};
+pub(crate) use watch::PREFIX as WATCHED;
 
 /// What the clients do to the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,15 +46,58 @@ pub(crate) enum Workload {
     Mixed,
     /// Puts, reads and compares of single keys, never crowded: what the second judge sees best.
     Register,
+    /// Unique elements added to one value; none may get lost.
+    Set,
+    /// Transactions on lists that are read and appended to.
+    Append,
+    /// Reads of ranges with all their options, also of the past and page by page.
+    Range,
+    /// Transfers between accounts, and transactions of many steps.
+    Txn,
+    /// Watchers of all kinds that come and go.
+    Watch,
+    /// Leases that are kept alive, revoked and left, and the keys on them.
+    Lease,
+    /// A lock made of a lease and a key, and effects fenced by it.
+    Lock,
+    /// What kube-apiserver does.
+    Kube,
+    /// Compaction, and reads around the compacted revision.
+    Compact,
+    /// Members added and removed, as clients see it.
+    Members,
 }
 
 impl Workload {
-    pub(crate) const ALL: [Self; 2] = [Self::Mixed, Self::Register];
+    pub(crate) const ALL: [Self; 12] = [
+        Self::Mixed,
+        Self::Register,
+        Self::Set,
+        Self::Append,
+        Self::Range,
+        Self::Txn,
+        Self::Watch,
+        Self::Lease,
+        Self::Lock,
+        Self::Kube,
+        Self::Compact,
+        Self::Members,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Mixed => "mixed",
             Self::Register => "register",
+            Self::Set => "set",
+            Self::Append => "append",
+            Self::Range => "range",
+            Self::Txn => "txn",
+            Self::Watch => "watch",
+            Self::Lease => "lease",
+            Self::Lock => "lock",
+            Self::Kube => "kube",
+            Self::Compact => "compact",
+            Self::Members => "members",
         }
     }
 
@@ -48,15 +112,31 @@ impl Workload {
     /// Flags that members need so that this workload sees all that it looks at.
     pub(crate) fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::Mixed | Self::Register => &[],
+            // By default progress is told every ten minutes. Answers are cut at half a MiB more than the
+            // largest request.
+            Self::Watch => {
+                &["--watch-progress-notify-interval=500ms", "--max-request-bytes=850000"]
+            }
+            Self::Kube => &["--watch-progress-notify-interval=500ms"],
+            _ => &[],
         }
     }
 
-    /// The part of one client.
-    pub(crate) fn script(self, shape: &Shape) -> Box<dyn Script> {
+    /// The part of one client, counted from 0.
+    pub(crate) fn script(self, keys: u64, client: usize) -> Box<dyn Script> {
         match self {
-            Self::Mixed => Box::new(mixed::Mixed { keys: shape.keys }),
-            Self::Register => Box::new(register::Register { keys: shape.keys }),
+            Self::Mixed => Box::new(mixed::Mixed { keys }),
+            Self::Register => Box::new(register::Register { keys }),
+            Self::Set => Box::new(set::Set::default()),
+            Self::Append => Box::new(append::Append::default()),
+            Self::Range => Box::new(range::Ranges::default()),
+            Self::Txn => Box::new(txn::Txns::default()),
+            Self::Watch => Box::new(watch::Watch),
+            Self::Lease => Box::new(lease::Leases::default()),
+            Self::Lock => Box::new(lock::Lock::default()),
+            Self::Kube => Box::new(kube::Kube::default()),
+            Self::Compact => Box::new(compact::Compact),
+            Self::Members => Box::new(members::Members { keys, admin: client == 0, learner: None }),
         }
     }
 }
@@ -84,15 +164,31 @@ pub(crate) struct Turn<'a> {
 pub(crate) struct Board {
     /// Newest mod revision seen per key, so that some compares hold. Bounded by the keys.
     seen: HashMap<String, i64>,
+    /// Newest revision in any answer.
+    pub(crate) revision: i64,
+    /// Newest revision that any watcher was sent: nothing newer is compacted.
+    pub(crate) watched: i64,
+    /// Newest revision that was compacted for sure.
+    compacted: i64,
+    /// Number of the set in use.
+    set: u64,
+    /// Lists in use, and how many there ever were.
+    lists: Vec<String>,
+    lists_made: u64,
+    /// Learners that were ever asked for.
+    learners: usize,
+    /// To be recorded by whoever runs the script.
+    pub(crate) notes: Vec<Note>,
 }
 
 impl Board {
-    /// Remembers the mod revisions that an answer shows.
-    fn note(&mut self, op: &Op) {
+    /// Remembers the revisions that an answer shows.
+    pub(crate) fn note(&mut self, op: &Op) {
         if op.outcome != Outcome::Ok {
             return;
         }
-        for row in &op.rows {
+        self.revision = self.revision.max(op.revision);
+        for row in op.shown() {
             self.seen.insert(row.key.clone(), row.modified);
         }
         if op.wrote() {
@@ -109,12 +205,18 @@ impl Board {
     fn modified(&self, key: &str) -> i64 {
         self.seen.get(key).copied().unwrap_or(0)
     }
+
+    /// A revision to compact to: some way back, and shown by some watcher.
+    fn old_revision(&self, rng: &mut Rng) -> i64 {
+        (self.revision - rng.below(60) as i64).min(self.watched).max(1)
+    }
 }
 
 /// What all clients of a run share.
 pub(crate) struct Load {
     pub(crate) clock: Clock,
     pub(crate) ops: Recorder<Op>,
+    pub(crate) notes: Recorder<Note>,
     /// Members that clients may speak to at the moment.
     pub(crate) members: RwLock<Vec<usize>>,
     pub(crate) seed: u64,
@@ -150,10 +252,17 @@ impl Default for Shape {
 }
 
 impl Load {
-    pub(crate) fn new(clock: Clock, ops: Recorder<Op>, members: Vec<usize>, plan: &Plan) -> Self {
+    pub(crate) fn new(
+        clock: Clock,
+        ops: Recorder<Op>,
+        notes: Recorder<Note>,
+        members: Vec<usize>,
+        plan: &Plan,
+    ) -> Self {
         Self {
             clock,
             ops,
+            notes,
             members: RwLock::new(members),
             seed: plan.seed,
             sabotage: plan.local_reads,
@@ -194,6 +303,7 @@ impl Load {
                 revision: answer.revision,
                 succeeded: answer.succeeded,
                 rows: answer.rows,
+                detail: answer.detail,
             },
             Err(refusal) => Op {
                 process,
@@ -206,10 +316,23 @@ impl Load {
                 revision: 0,
                 succeeded: false,
                 rows: Vec::new(),
+                detail: Detail::default(),
             },
         };
         self.ops.add(op.clone());
         op
+    }
+
+    /// Lets a script learn, and records what it has to say.
+    fn learn(&self, script: &mut dyn Script, op: &Op) {
+        let mut board = self.board.lock();
+        script.learn(op, &mut board);
+        board.notes.drain(..).for_each(|note| self.notes.add(note));
+    }
+
+    /// True when the clients are to end.
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// Ends all clients after the operations they are in.
@@ -223,23 +346,56 @@ fn sabotaged(call: &Call) -> Option<Call> {
     match call {
         Call::Get { key, .. } => Some(Call::Get { key: key.clone(), serializable: true }),
         Call::List { .. } => Some(Call::List { serializable: true }),
+        Call::Range(range) => Some(Call::Range(Range { serializable: true, ..range.clone() })),
         _ => None,
     }
 }
 
-/// Starts the clients; the handles end after `Load::stop`.
-pub(crate) fn start(load: &Arc<Load>, shape: Shape) -> Vec<tokio::task::JoinHandle<()>> {
-    (0..shape.clients).map(|index| tokio::spawn(client(load.clone(), shape, index))).collect()
+/// Starts the clients and what the workload needs beside them; the handles end after `Load::stop`.
+pub(crate) fn start(
+    load: &Arc<Load>,
+    watchers: &Arc<Watchers>,
+    shape: Shape,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let mut tasks: Vec<_> =
+        (0..shape.clients).map(|index| tokio::spawn(client(load.clone(), shape, index))).collect();
+    tasks.push(tokio::spawn(tell_watched(load.clone(), watchers.clone())));
+    match shape.workload {
+        Workload::Watch | Workload::Compact => {
+            let workload = shape.workload;
+            let wander =
+                |number| sidewatch::wander(load.clone(), watchers.clone(), workload, number);
+            tasks.extend((0..WANDERERS).map(|number| tokio::spawn(wander(number))));
+        }
+        Workload::Kube => {
+            let members = load.members.read().clone();
+            let keep = |member| cache::keep(load.clone(), watchers.clone(), member);
+            tasks.extend(members.into_iter().map(|member| tokio::spawn(keep(member))));
+        }
+        _ => {}
+    }
+    tasks
+}
+
+/// Watchers that come and go, each with up to three watches on a stream.
+const WANDERERS: u64 = 6;
+
+/// Tells the clients how far the watchers are.
+async fn tell_watched(load: Arc<Load>, watchers: Arc<Watchers>) {
+    while !load.stopped() {
+        load.board.lock().watched = watchers.newest();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn client(load: Arc<Load>, shape: Shape, index: usize) {
     let mut rng = Rng::fork(load.seed, index as u64);
-    let mut script = shape.workload.script(&shape);
+    let mut script = shape.workload.script(shape.keys, index);
     let mut process = load.process();
     let mut number = 0;
     let mut connection: Option<(usize, Client)> = None;
     let pause = Duration::from_secs(1) * shape.clients as u32 / shape.rate.max(1) as u32;
-    while !load.stop.load(Ordering::Relaxed) {
+    while !load.stopped() {
         // Between half and one and a half of the mean, so that clients do not march in step.
         tokio::time::sleep(pause.mul_f64(0.5 + rng.below(1000) as f64 / 1000.0)).await;
         let member = {
@@ -255,7 +411,7 @@ async fn client(load: Arc<Load>, shape: Shape, index: usize) {
             script.draw(&mut Turn { rng: &mut rng, board, value })
         };
         let op = load.perform(&client, process, at, call).await;
-        script.learn(&op, &mut load.board.lock());
+        load.learn(&mut *script, &op);
         match op.outcome {
             // The member may have been taken out of the cluster meanwhile.
             Outcome::Ok if at == member => connection = Some((at, client)),
