@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
@@ -24,6 +25,8 @@ struct Hour {
     ended: u64,
     target: String,
     version: String,
+    /// Commit of the checkout in which this ran, and whether it had changes; empty outside of one.
+    checkout: String,
     /// Length and time of change of the program.
     program_bytes: u64,
     program_built: u64,
@@ -126,11 +129,23 @@ impl Hour {
         self.ended = seconds(SystemTime::now());
         self.target = plan.target.name().into();
         self.members = plan.members;
+        self.checkout = checkout().unwrap_or_default();
         if let Ok(bin) = std::fs::metadata(&plan.bin) {
             self.program_bytes = bin.len();
             self.program_built = bin.modified().map_or(0, seconds);
         }
     }
+}
+
+fn checkout() -> Option<String> {
+    let git = |words: &[&str]| {
+        let output = Command::new("git").args(words).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
+    // The ledger itself grows while this runs.
+    let changes = git(&["status", "--porcelain", "--untracked-files=no", ":!jepsen/ledger.jsonl"])?;
+    Some(if changes.is_empty() { commit } else { commit + " with changes" })
 }
 
 /// Since 1970.
