@@ -34,7 +34,9 @@ fn play(mut plan: Plan, scenario: Scenario) -> Result<bool, String> {
         return Err(format!("{}: {reason}", scenario.name()));
     }
     plan.spare = 2;
-    plan.extra.extend(scenario.flags().iter().map(|flag| (*flag).to_owned()));
+    let workload = scenario.workload();
+    let flags = scenario.flags().iter().chain(workload.flags());
+    plan.extra.extend(flags.map(|flag| (*flag).to_owned()));
     if scenario.needs_image() {
         plan.disk = Some(if plan.seed.is_multiple_of(2) { Kind::Ext4 } else { Kind::Xfs });
     }
@@ -47,7 +49,7 @@ fn play(mut plan: Plan, scenario: Scenario) -> Result<bool, String> {
         if scenario.sparse() {
             std::fs::write(run.dir.join(SPARSE), "")?;
         }
-        run.begin(Shape::default());
+        run.begin(Shape { workload, ..Shape::default() });
         staged(&run, scenario).await
     });
     verdict.map_err(|error| error.to_string())?.end()

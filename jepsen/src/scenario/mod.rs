@@ -13,6 +13,7 @@ use crate::attack::FaultRecord;
 use crate::cluster::Target;
 use crate::nemesis::{Class, Outcome};
 use crate::run::{Plan, Run};
+use crate::workload::Workload;
 
 /// A scenario by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +35,13 @@ pub(crate) enum Scenario {
     KillsBetweenSnapshots,
     CompactionRace,
     SlowWatcher,
+    FutureWatch,
+    ProgressRace,
 }
 
 use Scenario as S;
 
-const TABLE: [(Scenario, &str, &str); 17] = [
+const TABLE: [(Scenario, &str, &str); 19] = [
     (S::Forget, "forget", "what a majority acknowledged outlives the power of one of them"),
     (S::HoldMajority, "hold-majority", "nothing is acknowledged while a majority cannot sync"),
     (S::WipedLeader, "wiped-leader", "a leader that comes back empty is refused"),
@@ -56,6 +59,12 @@ const TABLE: [(Scenario, &str, &str); 17] = [
     (S::KillsBetweenSnapshots, "kills-between-snapshots", "crashes around snapshots lose nothing"),
     (S::CompactionRace, "compaction-race", "compaction under load drops nothing that is live"),
     (S::SlowWatcher, "slow-watcher", "a watcher on a thin line gets everything, in order"),
+    (
+        S::FutureWatch,
+        "future-watch",
+        "a watch ahead of a member that lags begins where it was asked",
+    ),
+    (S::ProgressRace, "progress-race", "progress is never told before the events that it covers"),
 ];
 
 impl Scenario {
@@ -111,6 +120,14 @@ impl Scenario {
         }
     }
 
+    /// What clients do meanwhile.
+    pub(crate) fn workload(self) -> Workload {
+        match self {
+            S::FutureWatch | S::ProgressRace => Workload::Watch,
+            _ => Workload::Mixed,
+        }
+    }
+
     /// It writes keys that no watcher covers.
     pub(crate) fn sparse(self) -> bool {
         matches!(self, S::LeaseLeaderChange | S::LeaseClock)
@@ -135,6 +152,8 @@ impl Scenario {
             S::KillsBetweenSnapshots => storage::kills(run).await,
             S::CompactionRace => storage::compaction(run).await,
             S::SlowWatcher => network::slow_watcher(run).await,
+            S::FutureWatch => network::future_watch(run).await,
+            S::ProgressRace => network::progress_race(run).await,
         }
     }
 }

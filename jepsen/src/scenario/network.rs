@@ -134,3 +134,45 @@ pub(super) async fn slow_watcher(run: &Run) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Each follower in turn hears of everything late, so that watches for what the others have already
+/// told lie in its future.
+pub(super) async fn future_watch(run: &Run) -> io::Result<()> {
+    let (_, followers) = cast(run).await?;
+    for follower in followers {
+        let (leader, others) = cast(run).await?;
+        let from = run.clock.seconds();
+        let late = Rule { delay: Duration::from_millis(400), ..Rule::default() };
+        for other in others.iter().copied().chain([leader]).filter(|other| *other != follower) {
+            run.fabric.set(other, follower, late);
+        }
+        wait(6.0).await;
+        run.fabric.heal();
+        note(run, "a member hears everything 400 ms late", from, &[follower]);
+        recovered(run, "after the delay").await?;
+        wait(1.0).await;
+    }
+    Ok(())
+}
+
+/// Progress is asked for and told by time while events pile up behind a thin line, and while members
+/// stand still and then tell all that they missed.
+pub(super) async fn progress_race(run: &Run) -> io::Result<()> {
+    for _ in 0..3 {
+        let (leader, others) = cast(run).await?;
+        let from = run.clock.seconds();
+        let thin = Rule { rate: Some(60_000), ..Rule::default() };
+        run.fabric.set(others[0], CONTROLLER, thin);
+        wait(3.0).await;
+        run.fabric.heal();
+        note(run, "60 kB/s from a follower to its clients", from, &[others[0]]);
+        let from = run.clock.seconds();
+        run.cluster.lock().pause(leader)?;
+        wait(2.0).await;
+        run.cluster.lock().resume(leader)?;
+        note(run, "the leader stands still", from, &[leader]);
+        recovered(run, "after the pause").await?;
+        wait(0.7).await;
+    }
+    Ok(())
+}
