@@ -42,7 +42,8 @@ usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed 
   run --smoke                              ten faults of six classes, about a minute
   run --matrix [--workload W]... [--class C]... [--seconds 30] [--rate 300] [--disk auto]
                                            every workload against every class, and a table
-  scenario [NAME]...                       directed scenarios, all if none is named
+  scenario [NAME]... [--rate 300] [--old-etcd]
+                                           directed scenarios, all if none is named
   soak [--hours 1] [--episode 300] [--ledger jepsen/ledger.jsonl]
                                            fresh clusters and seeds until something is violated
   replay DIR [--times 5]                   the seed and schedule of a recorded run again
@@ -58,6 +59,7 @@ usage: jepsen COMMAND [--target kelson|etcd] [--bin PATH] [--members N] [--seed 
   wiped [--existing]                       a follower comes back with an empty disk
   both COMMAND ...                         the same against etcd and Kelson, and a table
   mutants [--only VARIANT]...              break one promise at a time; each must be noticed
+  known-bad [--old PATH]                   stores with known flaws; each flaw must be found
   selftest [--seeds 40]                    plant errors in valid histories; each must be found";
 
 fn main() -> ExitCode {
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         "both" => commands::both::run(args),
         "check" => check_again(args),
         "mutants" => commands::mutants::run(args),
+        "known-bad" => commands::known_bad::run(args),
         "selftest" => selftest::run(args),
         _ => Err(USAGE.into()),
     };

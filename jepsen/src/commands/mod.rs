@@ -2,6 +2,7 @@
 
 pub(crate) mod both;
 pub(crate) mod failover;
+pub(crate) mod known_bad;
 pub(crate) mod matrix;
 pub(crate) mod mutants;
 pub(crate) mod replace;
