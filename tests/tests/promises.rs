@@ -295,10 +295,12 @@ fn a_member_that_was_away_serves_again_within_seconds() {
     });
 }
 
-/// Writes until the log of the paused or dead member's next entry is gone everywhere else.
+/// Writes until the log of the paused or dead member's next entry is gone everywhere else. What was sent
+/// to a paused member waits in buffers, of the network and of the stream (some 10 MB): it must lack more
+/// than those hold.
 async fn outrun(cluster: &Cluster, member: usize, written: &mut Written) {
     for number in 0..2 * 60 {
-        let value = format!("{number}.{}", "v".repeat(200));
+        let value = format!("{number}.{}", "v".repeat(250_000));
         let key = format!("key/{}", number % 100);
         let revision = put(cluster, member, &key, &value).await;
         written.insert(revision, vec![(key, Some(value))]);
