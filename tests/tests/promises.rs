@@ -295,20 +295,42 @@ fn a_member_that_was_away_serves_again_within_seconds() {
     });
 }
 
-/// Writes until the log of the paused or dead member's next entry is gone everywhere else. What was sent
-/// to a paused member waits in buffers, of the network and of the stream (some 10 MB): it must lack more
-/// than those hold.
-async fn outrun(cluster: &Cluster, member: usize, written: &mut Written) {
-    for number in 0..2 * 60 {
+/// Writes, not through `away`, until the log of the next entry that a paused member can still get is
+/// gone everywhere else. What was sent to it waits in buffers, of the network and of the stream (some
+/// 10 MB): it must lack more than those hold.
+async fn outrun(cluster: &Cluster, away: usize, written: &mut Written) {
+    let others: Vec<usize> = (0..3).filter(|other| *other != away).collect();
+    let mut client = MaintenanceClient::new(cluster.channel(others[0]));
+    let before = client.status(pb::StatusRequest {}).await.expect("a status").into_inner();
+    let buffered = 80;
+    let deadline = Instant::now() + PATIENCE;
+    for number in 0.. {
         let value = format!("{number}.{}", "v".repeat(250_000));
-        let key = format!("key/{}", number % 100);
-        let revision = put(cluster, member, &key, &value).await;
+        let key = format!("key/{}", number % 40);
+        let revision = put(cluster, others[0], &key, &value).await;
         written.insert(revision, vec![(key, Some(value))]);
-        if number % 60 == 59 {
-            // The log is cut once a second.
-            tokio::time::sleep(Duration::from_millis(1200)).await;
+        let gone = |member| purged(cluster, member) > before.raft_applied_index + buffered;
+        if number % 40 == 39 && others.iter().all(|other| gone(*other)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the log is never cut");
+        if number > 160 {
+            // All that is needed is there; checkpoints and cuts take their time.
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+/// The last entry that a member has thrown away.
+fn purged(cluster: &Cluster, member: usize) -> u64 {
+    let mut log = std::process::Command::new(kelson_binary());
+    log.args(["log", "--json"]).arg(cluster.data_dir(member));
+    let output = log.output().expect("kelson log").stdout;
+    let output = String::from_utf8_lossy(&output);
+    let purges = output.lines().filter(|line| line.contains("\"kind\":\"purged\""));
+    let index =
+        |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["index"].as_u64();
+    purges.filter_map(index).max().unwrap_or(0)
 }
 
 fn received(cluster: &Cluster, member: usize) -> usize {
@@ -316,12 +338,11 @@ fn received(cluster: &Cluster, member: usize) -> usize {
 }
 
 #[test]
-#[ignore = "a quick machine may bring the member up from the log; `jepsen mutants` tries it"]
 fn watches_and_leases_go_through_a_state_transfer() {
     run(async {
         let cluster = three(&LITTLE_LOG);
         let leader = cluster.leader().await;
-        let (away, other) = ((leader + 1) % 3, (leader + 2) % 3);
+        let away = (leader + 1) % 3;
         let mut written = Written::new();
         written.insert(
             put(&cluster, away, "key/0", "0").await,
@@ -334,7 +355,7 @@ fn watches_and_leases_go_through_a_state_transfer() {
         leases.lease_grant(pb::LeaseGrantRequest { id: 7, ttl: 600 }).await.expect("granted");
         let mut kv = KvClient::new(cluster.channel(leader));
         let leased = kv.put(put_of("leased", "1", 7)).await.expect("a put").into_inner();
-        outrun(&cluster, other, &mut written).await;
+        outrun(&cluster, away, &mut written).await;
         cluster.resume(away);
         let deadline = Instant::now() + PATIENCE;
         while received(&cluster, away) == 0 {
@@ -364,21 +385,21 @@ fn watches_and_leases_go_through_a_state_transfer() {
 }
 
 #[test]
-#[ignore = "a quick machine may bring the member up from the log; `jepsen mutants` tries it"]
+#[ignore = "rarely a restart right after a kill finds its port in use; `jepsen mutants` tries it"]
 fn a_member_killed_while_it_receives_a_state_comes_back() {
     run(async {
         let mut cluster = three(&LITTLE_LOG);
         let leader = cluster.leader().await;
-        let (away, other) = ((leader + 1) % 3, (leader + 2) % 3);
+        let away = (leader + 1) % 3;
         let value = "v".repeat(100_000);
-        for number in 0..200 {
+        for number in 0..40 {
             put(&cluster, leader, &format!("large/{number}"), &value).await;
         }
         let mut written = Written::new();
         let mut kills = 0;
         for round in 0..3_u64 {
             cluster.pause(away);
-            outrun(&cluster, other, &mut written).await;
+            outrun(&cluster, away, &mut written).await;
             let (begun, before) =
                 (logged(&cluster, away, "receiving database snapshot"), received(&cluster, away));
             cluster.resume(away);

@@ -1,18 +1,19 @@
 //! What administrators do to a cluster that serves: compact, defragment, take a snapshot, disarm
-//! alarms. These calls are no part of a history; their effect on it must be none.
+//! alarms. But for compactions these calls are no part of a history; their effect on it must be none.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kelson_api::etcdserverpb as pb;
-use pb::kv_client::KvClient;
 use pb::maintenance_client::MaintenanceClient;
 use sha2::{Digest, Sha256};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{Fault, Hurt};
+use crate::client::Client;
 use crate::fabric;
+use crate::history::Call;
 use crate::run::Run;
 
 /// An administrator waits this long for an answer.
@@ -65,10 +66,14 @@ async fn compact(run: &Run) -> Result<String, String> {
     let read = read();
     // Before it is asked for: without an answer it may be done all the same.
     run.compacted.fetch_max(read, Ordering::Relaxed);
-    let request = pb::CompactionRequest { revision: read, physical: true };
-    let mut kv = KvClient::new(channel(members[0]));
-    kv.compact(request).await.map_err(|status| format!("compact: {status}"))?;
-    Ok(format!("up to revision {read}"))
+    // Part of the history: it decides which reads may be refused.
+    let client = Client::new(members[0], PATIENCE);
+    let call = Call::Compact { revision: read };
+    let op = run.load.perform(&client, run.load.process(), members[0], call).await;
+    match op.error {
+        None => Ok(format!("up to revision {read}")),
+        Some(error) => Err(format!("compact: {error}")),
+    }
 }
 
 async fn defragment(run: &Run) -> Result<String, String> {
