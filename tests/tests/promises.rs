@@ -385,7 +385,6 @@ fn watches_and_leases_go_through_a_state_transfer() {
 }
 
 #[test]
-#[ignore = "rarely a restart right after a kill finds its port in use; `jepsen mutants` tries it"]
 fn a_member_killed_while_it_receives_a_state_comes_back() {
     run(async {
         let mut cluster = three(&LITTLE_LOG);
