@@ -9,7 +9,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -29,6 +29,13 @@ use crate::shutdown::Shutdown;
 use crate::tls::Acceptor;
 
 /// Open files kept back from client connections, for the store, the log and peers. Source:
+/// How long a listen address may stay taken: for some milliseconds after a process was killed and
+/// reaped, Linux still holds its listening sockets, and a supervisor may be that quick.
+const ADDRESS_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Pause between two attempts.
+const ADDRESS_RETRY: Duration = Duration::from_millis(10);
+
 /// etcd's reserve.
 const RESERVED_FILES: u64 = 150;
 
@@ -169,7 +176,7 @@ impl Listener {
             let _was_absent = std::fs::remove_file(url.host());
             Socket::Unix(UnixListener::bind(url.host())?)
         } else {
-            Socket::Tcp(bind_tcp(url, config.socket_reuse_port)?)
+            Socket::Tcp(bind_tcp_patiently(url, config.socket_reuse_port)?)
         };
         let tls = if url.is_tls() { tls.cloned() } else { None };
         if url.is_tls() && tls.is_none() {
@@ -269,6 +276,19 @@ fn bind_tcp(url: &Url, reuse_port: bool) -> io::Result<TcpListener> {
     socket.set_reuseport(reuse_port)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// As [`bind_tcp`], again for a moment while the address is taken.
+fn bind_tcp_patiently(url: &Url, reuse_port: bool) -> io::Result<TcpListener> {
+    let deadline = Instant::now() + ADDRESS_WAIT_MAX;
+    loop {
+        match bind_tcp(url, reuse_port) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(ADDRESS_RETRY);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// One connection and all it needs.
@@ -457,5 +477,23 @@ impl AsyncWrite for Stream {
 
     fn is_write_vectored(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_let_go_within_a_moment_is_had() {
+        let held = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = held.local_addr().expect("an address");
+        let url = Url::parse(&format!("http://{address}")).expect("a URL");
+        let release = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(held);
+        });
+        Listener::bind(&url, &Config::default(), None).expect("the address");
+        release.join().expect("the holder");
     }
 }
