@@ -104,21 +104,22 @@ async fn add(members: &[usize], new: usize) -> Result<MemberAddResponse, tonic::
     loop {
         let client = Client::new(members[0], Duration::from_secs(10));
         match client.member_add(peer_url(new), true).await {
-            Err(status) if tokio::time::Instant::now() < deadline && unhealthy(&status) => {}
+            Err(status) if tokio::time::Instant::now() < deadline && passing(&status) => {}
             answer => return answer,
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
 }
 
-fn unhealthy(status: &tonic::Status) -> bool {
-    status.message().contains("unhealthy cluster")
+/// Refusals that time heals; the load may have a learner of its own for a while.
+fn passing(status: &tonic::Status) -> bool {
+    ["unhealthy cluster", "too many learner"].iter().any(|text| status.message().contains(text))
 }
 
 /// Asks for the promotion until the learner is ready, as an operator would.
 async fn promote(run: &Run, members: &[usize], id: u64) -> Result<(), String> {
     let deadline = tokio::time::Instant::now() + CATCH_UP;
-    let mut turn = 0;
+    let (mut turn, mut unknown) = (0, 0);
     loop {
         let client = Client::new(members[turn % members.len()], Duration::from_secs(10));
         turn += 1;
@@ -126,6 +127,11 @@ async fn promote(run: &Run, members: &[usize], id: u64) -> Result<(), String> {
             Ok(()) => return Ok(()),
             Err(status) => status,
         };
+        // A new leader may still have to apply its addition; who is unknown for longer is gone.
+        unknown += usize::from(refusal.code() == tonic::Code::NotFound);
+        if unknown > 10 {
+            return Err(format!("promote: {refusal}"));
+        }
         if tokio::time::Instant::now() > deadline {
             return Err(format!("promote: still {refusal} after {CATCH_UP:?}"));
         }

@@ -36,9 +36,12 @@ impl Script for Members {
         match (&op.call, op.outcome) {
             (Call::MemberAdd { .. }, Outcome::Ok) => self.learner = Some(op.detail.id),
             (Call::MemberRemove { .. }, Outcome::Ok | Outcome::Fail) => self.learner = None,
-            // A learner whose addition or removal is in doubt shows in a list, if it is there.
+            // A learner whose addition or removal is in doubt shows in a list, if it is there. Those that
+            // join as a fault are not this client's.
             (Call::Members, Outcome::Ok) if self.admin => {
-                let learner = op.detail.members.iter().find(|member| member.learner);
+                let own = format!("http://{}:", crate::fabric::address(NOBODY));
+                let members = &mut op.detail.members.iter();
+                let learner = members.find(|row| row.learner && row.url.starts_with(&own));
                 self.learner = learner.map(|member| member.id);
             }
             _ => {}
