@@ -402,6 +402,29 @@ fn members_come_and_go() {
 }
 
 #[test]
+fn a_new_voter_is_healthy_only_with_its_vote() {
+    run(async {
+        let mut cluster = Cluster::start(&kelson_binary(), 1, "http", &[]);
+        put(&cluster, 0, "a", "1").await;
+        let new = cluster.reserve();
+        let add = || async {
+            let peer_ur_ls = vec![cluster.peer_url(new)];
+            let request = pb::MemberAddRequest { peer_ur_ls, is_learner: false };
+            ClusterClient::new(cluster.channel(0)).member_add(request).await
+        };
+        once_healthy(add).await.expect("added");
+        cluster.join(new, &[0]);
+        cluster.wait_ready(new);
+        // Two voters need each other: what one of them writes alone is not agreed.
+        cluster.pause(new);
+        let mut kv = KvClient::new(cluster.channel(0));
+        let alone = tokio::time::timeout(Duration::from_secs(2), kv.put(put_of("a", "2", 0))).await;
+        cluster.resume(new);
+        assert!(!matches!(alone, Ok(Ok(_))), "it said to be healthy and had no vote");
+    });
+}
+
+#[test]
 fn a_member_that_lost_its_data_is_refused() {
     run(async {
         let mut cluster = three();

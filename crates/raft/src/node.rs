@@ -294,8 +294,12 @@ impl Node {
         // A new voter has no vote before it has caught up, and is no learner all the same: clients go
         // by what was asked for.
         let id = self.inner.member_id;
-        status.is_learner = status.is_learner
-            && self.inner.reader.members().iter().any(|row| row.id == id && row.is_learner);
+        if status.is_learner || status.awaits_vote {
+            let members = self.inner.reader.members();
+            let is_to_learn = members.iter().any(|row| row.id == id && row.is_learner);
+            status.is_learner &= is_to_learn;
+            status.awaits_vote &= !is_to_learn;
+        }
         status
     }
 

@@ -27,6 +27,9 @@ pub struct Status {
     pub is_leader: bool,
     /// This member has no vote and is to have none until it is promoted.
     pub is_learner: bool,
+    /// This member is to have a vote and has none yet: the others are a quorum without it, or are not.
+    /// It lasts from its addition until it has caught up.
+    pub awaits_vote: bool,
     /// The current term.
     pub term: u64,
     /// Index of the last entry in the log, from 1.
@@ -60,6 +63,7 @@ impl Status {
             leader: None,
             is_leader: false,
             is_learner: false,
+            awaits_vote: false,
             term,
             last_index: 0,
             committed_index: 0,
@@ -99,6 +103,11 @@ impl Status {
         self.is_leader = leader == Some(self.member_id);
         self.is_learner = membership.get_node(&self.member_id).is_some()
             && !membership.voter_ids().any(|id| id == self.member_id);
+        // While voters change, the old ones decide as well as the new ones. Who has just joined knows of
+        // no voters at all.
+        let configs = membership.get_joint_config();
+        self.awaits_vote =
+            configs.is_empty() || configs.iter().any(|voters| !voters.contains(&self.member_id));
         self.term = metrics.vote.leader_id.term;
     }
 }

@@ -23,6 +23,9 @@ pub(super) enum Check {
     NonLearner,
 }
 
+/// Why a member that was just added is not healthy yet.
+const AWAITS_VOTE: &str = "the member has no vote yet: it has still to catch up";
+
 const LIVE: [Check; 1] = [Check::SerializableRead];
 const READY: [Check; 4] =
     [Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner];
@@ -122,8 +125,11 @@ impl Check {
             Self::SerializableRead => read(app, true).await,
             Self::LinearizableRead => read(app, false).await,
             Self::NonLearner => {
-                let is_learner = app.node.status().is_learner;
-                if is_learner { Err("not supported for learner".to_owned()) } else { Ok(()) }
+                let status = app.node.status();
+                if status.awaits_vote {
+                    return Err(AWAITS_VOTE.to_owned());
+                }
+                if status.is_learner { Err("not supported for learner".to_owned()) } else { Ok(()) }
             }
         }
     }
@@ -179,8 +185,13 @@ async fn healthy(shared: &Shared, excluded: &[&str], is_serializable: bool) -> R
             return Err(format!("ALARM {name}"));
         }
     }
-    if !is_serializable && app.node.status().leader.is_none() {
+    let status = app.node.status();
+    if !is_serializable && status.leader.is_none() {
         return Err("RAFT NO LEADER".to_owned());
+    }
+    // Whoever waits for a new member to be healthy before the next one is stopped counts on its vote.
+    if !is_serializable && status.awaits_vote {
+        return Err(AWAITS_VOTE.to_owned());
     }
     read(app, is_serializable).await.map_err(|error| format!("RANGE ERROR:{error}"))
 }
