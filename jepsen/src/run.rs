@@ -410,10 +410,11 @@ impl Run {
         Ok(verdict)
     }
 
-    /// Every kind of operation must have succeeded once.
+    /// Every kind of operation must have succeeded once; but a learner that never started is never
+    /// promoted.
     fn uncovered(&self, history: &History) {
         for (kind, [ok, fail, unknown]) in tally(history) {
-            if ok == 0 {
+            if ok == 0 && kind != "member-promote" {
                 self.gap(format!("no {kind} succeeded: {fail} failed, {unknown} unknown"));
             }
         }

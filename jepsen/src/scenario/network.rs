@@ -4,12 +4,19 @@ use std::io;
 use std::time::Duration;
 
 use super::{cast, note, recovered, wait};
+use crate::client::{Client, PREFIX};
 use crate::fabric::{CONTROLLER, Rule};
+use crate::history::{Call, Outcome};
 use crate::nemesis::member::{join, remove};
 use crate::run::Run;
+use crate::wire::long_value;
 
 /// The log that a member lacks is thrown away after this, with little log kept. Unit: seconds.
-const FORGETS: f64 = 30.0;
+const FORGETS: f64 = 15.0;
+
+/// Large values, and their length in bytes: more than the 10 MB or so that buffers hold.
+const FILL: usize = 120;
+const FILL_BYTES: usize = 200_000;
 
 /// A member that was removed hears of it within this once it is reached again.
 const LEARNS: Duration = Duration::from_secs(20);
@@ -19,6 +26,22 @@ fn cut_off(run: &Run, member: usize, others: &[usize]) {
         .iter()
         .filter(|other| **other != member)
         .for_each(|other| run.fabric.cut(member, *other));
+}
+
+/// Writes so much, through one member, that the buffers on the way to a member that is cut off cannot
+/// hold it: else the network would bring it up from them.
+async fn fill(run: &Run, through: usize) -> io::Result<()> {
+    let client = Client::new(through, Duration::from_secs(5));
+    let process = run.load.process();
+    for number in 0..FILL {
+        let value = long_value(&format!("{process}.{number}"), FILL_BYTES);
+        let call = Call::Put { key: format!("{PREFIX}fill/{}", number % 10), value };
+        let op = run.load.perform(&client, process, through, call).await;
+        if op.outcome != Outcome::Ok {
+            return Err(io::Error::other(format!("the others do not write: {:?}", op.error)));
+        }
+    }
+    Ok(())
 }
 
 /// A follower is cut off until the others have thrown away what it lacks, so it must be sent the whole
@@ -31,6 +54,8 @@ pub(super) async fn blackhole(run: &Run, times: usize) -> io::Result<()> {
         let from = run.clock.seconds();
         let sent = run.cluster.lock().transfers();
         cut_off(run, follower, &members);
+        let (leader, _) = cast(run).await?;
+        fill(run, leader).await?;
         wait(FORGETS).await;
         run.fabric.heal();
         note(run, "a follower is cut off from the members", from, &[follower]);

@@ -118,6 +118,8 @@ impl Workload {
                 &["--watch-progress-notify-interval=500ms", "--max-request-bytes=850000"]
             }
             Self::Kube => &["--watch-progress-notify-interval=500ms"],
+            // Else faults would keep it from changing the members most of the time.
+            Self::Members => &["--strict-reconfig-check=false"],
             _ => &[],
         }
     }
