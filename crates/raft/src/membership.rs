@@ -106,6 +106,7 @@ impl Members {
                 RaftError::Fatal(_) => Error::Stopped,
                 RaftError::APIError(_) => Error::NotLeader,
             })?;
+            self.finish().await?;
             let (members, steps) = self.plan(change)?;
             let mut index = 0;
             for step in steps {
@@ -223,12 +224,46 @@ impl Members {
         }
     }
 
+    /// The voters before and after a change of which only the first of two entries was written: its
+    /// leader died, or nobody waited any more.
+    pub(crate) fn halfway(&self) -> Option<(BTreeSet<u64>, BTreeSet<u64>)> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let (new, old) = metrics.membership_config.membership().get_joint_config().split_last()?;
+        (!old.is_empty()).then(|| (old.iter().flatten().copied().collect(), new.clone()))
+    }
+
+    /// Writes the second entry of such a change, with the rows that were to go with it: who loses the
+    /// vote leaves the cluster, and who gets one is no learner any more. Without it the next change, of
+    /// whatever kind, would finish this one in consensus and not in the table. The turn must be held:
+    /// a change under way looks the same.
+    async fn finish(&self) -> Result<(), Error> {
+        let Some((old, new)) = self.halfway() else { return Ok(()) };
+        let remove: Vec<u64> = old.difference(&new).copied().collect();
+        let rows = self.reader.members().into_iter();
+        let promoted = rows.filter(|row| new.contains(&row.id) && !old.contains(&row.id));
+        let put = promoted.map(|row| Member { is_learner: false, ..row }).collect();
+        tracing::info!(?old, ?new, "finishing a change of voters that was left half done");
+        let step = ChangeMembers::AddVoterIds(BTreeSet::new());
+        self.write(step, &MembersChange { put, remove }).await.map(drop)
+    }
+
     /// Gives votes to members that are to have one and have caught up, while this member leads.
     pub(crate) async fn promote_new_voters(self: Arc<Self>, mut status: watch::Receiver<Status>) {
         loop {
             while !status.borrow_and_update().is_leader {
                 if status.changed().await.is_err() {
                     return;
+                }
+            }
+            if self.halfway().is_some() {
+                let _turn = self.turn.lock().await;
+                match tokio::time::timeout(self.timeout, self.finish()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "cannot finish a change of voters yet")
+                    }
+                    Err(_) => tracing::warn!("cannot finish a change of voters yet: timed out"),
                 }
             }
             if let Some(member) = self.waiting_voter() {

@@ -172,6 +172,60 @@ async fn a_snapshot_brings_a_new_member() {
     node.shutdown().await;
 }
 
+/// A removal takes two entries. Whoever asked for it goes away between them, as a leader that dies does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_that_was_left_half_done_is_finished() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let (listener, url) = bind().await;
+    let first = NodeConfig {
+        initial_cluster: vec![("default".into(), vec![url.clone()])],
+        advertise_peer_urls: vec![url],
+        ..NodeConfig::with_defaults(dir.path().join("a"))
+    };
+    let (node, reader) = Node::start(first.clone()).await.expect("first start");
+    serve(&node, listener);
+    let (listener, url) = bind().await;
+    let add = MemberChange::Add { peer_urls: vec![url.clone()], is_learner: false };
+    let id = node.change_members(add).await.expect("added");
+    let mut cluster = first.initial_cluster.clone();
+    cluster.push(("b".into(), vec![url.clone()]));
+    let second = NodeConfig {
+        name: "b".into(),
+        initial_cluster: cluster,
+        advertise_peer_urls: vec![url],
+        initial_state_existing: true,
+        ..NodeConfig::with_defaults(dir.path().join("b"))
+    };
+    let (joined, _) = Node::start(second).await.expect("join");
+    serve(&joined, listener);
+    let within = Duration::from_secs(60);
+    let until = async |is_so: &dyn Fn() -> bool| {
+        let waiting = async {
+            while !is_so() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(within, waiting).await
+    };
+    until(&|| node.voters().contains(&id)).await.expect("it gets its vote");
+    until(&|| node.inner.members.halfway().is_none()).await.expect("the vote is in force");
+
+    let (_, request) = MemberChange::Remove(id).request();
+    let mut changing = Box::pin(node.inner.members.change(request));
+    while node.inner.members.halfway().is_none() {
+        let step = tokio::time::timeout(Duration::ZERO, &mut changing).await;
+        assert!(step.is_err(), "it was done before it could be left");
+        tokio::task::yield_now().await;
+    }
+    drop(changing);
+
+    until(&|| reader.members().iter().all(|row| row.id != id)).await.expect("its row goes");
+    assert!(reader.removed_members().contains(&id));
+    assert_eq!(node.voters(), [node.inner.member_id]);
+    joined.shutdown().await;
+    node.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purged_log_restarts() {
     let dir = tempfile::tempdir().expect("make a directory");
