@@ -32,7 +32,9 @@ pub(crate) fn run(mut args: Args) -> Result<bool, String> {
     }
     good &= false_alarms == 0;
     for kind in kinds() {
-        let found = (0..seeds).filter(|seed| found(kind, *seed)).count() as u64;
+        // A history without a place for an error is passed over, but most must have one.
+        let judged = (0..2 * seeds).filter_map(|seed| found(kind, seed)).take(seeds as usize);
+        let found = judged.filter(|found| *found).count() as u64;
         println!("{:40} {found} of {seeds} found", kind.name);
         good &= found == seeds;
     }
@@ -55,21 +57,19 @@ fn alarm(workload: Workload, seed: u64) -> bool {
     first.is_some()
 }
 
-/// Plants one error and tells whether a rule that may name it did.
-fn found(kind: &plant::Kind, seed: u64) -> bool {
+/// Plants one error and tells whether a rule that may name it did; none if the history has no place
+/// for it.
+fn found(kind: &plant::Kind, seed: u64) -> Option<bool> {
     let mut history = model::history(kind.workload, seed, OPS);
     let mut rng = Rng::fork(seed, 7);
-    if (kind.plant)(&mut history, &mut rng).is_none() {
-        println!("seed {seed}: no place for {:?}", kind.name);
-        return false;
-    }
+    (kind.plant)(&mut history, &mut rng)?;
     let violations = judge(&history);
     let named = violations.iter().any(|violation| kind.rules.contains(&violation.rule));
     if !named {
         let rules: Vec<_> = violations.iter().map(|violation| violation.rule).collect();
         println!("seed {seed}: {:?} not found, only {rules:?}", kind.name);
     }
-    named
+    Some(named)
 }
 
 #[cfg(test)]
@@ -89,7 +89,7 @@ mod tests {
     fn every_planted_error_is_found() {
         for kind in kinds() {
             for seed in 0..5 {
-                assert!(found(kind, seed), "{} with seed {seed}", kind.name);
+                assert_eq!(found(kind, seed), Some(true), "{} with seed {seed}", kind.name);
             }
         }
     }
