@@ -228,9 +228,13 @@ impl Cluster {
         self.wait_end(index);
     }
 
-    /// Lets a member stand still until [`Cluster::resume`].
+    /// Lets a member stand still until [`Cluster::resume`]. Returns once all its threads do: on a busy
+    /// machine some run on for a while after the signal, long enough to acknowledge a write.
     pub fn pause(&self, index: usize) {
-        self.signal(index, rustix::process::Signal::STOP);
+        use rustix::process::{WaitId, WaitIdOptions, waitid};
+        let pid = self.signal(index, rustix::process::Signal::STOP);
+        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(pid), stopped).expect("wait for the member");
     }
 
     /// Lets a paused member go on.
@@ -238,10 +242,11 @@ impl Cluster {
         self.signal(index, rustix::process::Signal::CONT);
     }
 
-    fn signal(&self, index: usize, signal: rustix::process::Signal) {
+    fn signal(&self, index: usize, signal: rustix::process::Signal) -> rustix::process::Pid {
         let child = self.members[index].child.as_ref().expect("it runs");
         let pid = rustix::process::Pid::from_child(child);
         rustix::process::kill_process(pid, signal).expect("send a signal");
+        pid
     }
 
     /// Waits until a member's process has ended by itself, and tells how.
