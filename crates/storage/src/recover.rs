@@ -18,7 +18,7 @@ use kelson_api::etcdserverpb::{AlarmMember, Member};
 use crate::chain::Chain;
 use crate::dir::{make_dir, replace_file, sync_dir};
 use crate::disk::{free_bytes, used_bytes};
-use crate::engine::sled::SledBackend;
+use crate::engine::sled::{SledBackend, check_slabs};
 use crate::engine::{Backend, EngineError};
 use crate::failpoint;
 use crate::keys::{self, SCHEMA_VERSION, Tables, Tally};
@@ -321,7 +321,9 @@ fn read_back(
     let path = dir.to_owned();
     let thread = std::thread::Builder::new().name("state-open".into());
     let thread = thread.spawn(move || {
-        let message = match open_patiently(&path, cache_bytes) {
+        // Before the database is opened, which would make what is missing.
+        let opened = check_slabs(&path).and_then(|()| open_patiently(&path, cache_bytes));
+        let message = match opened {
             Ok(backend) => read_all(Box::new(backend), &out),
             Err(error) => Message::Failed(error.to_string(), is_busy(&error)),
         };

@@ -25,6 +25,8 @@ use sled::{Config, Db, InlineArray};
 use super::{Backend, EngineError, Pairs};
 use crate::keys::Pair;
 
+/// Files of one size class each that every database has from its creation on.
+const SLABS: usize = 78;
 /// Pairs per leaf. Fixed when a database is created; a leaf is rewritten whole, so small is better
 /// for appends in revision order.
 const FANOUT: usize = 128;
@@ -71,6 +73,22 @@ impl SledBackend {
         self.is_broken |= result.is_err();
         result
     }
+}
+
+/// Says whether a finished database in `path` still has all its slabs. sled would make missing ones
+/// anew and find out at the first row that lay there, if any did.
+pub(crate) fn check_slabs(path: &Path) -> Result<(), EngineError> {
+    let slabs = path.join("slabs");
+    let failed = |cause: String| EngineError { doing: "open", cause };
+    let entries =
+        fs::read_dir(&slabs).map_err(|error| failed(format!("{}: {error}", slabs.display())))?;
+    let found = entries.flatten().count();
+    if found < SLABS {
+        let cause =
+            format!("{} of {SLABS} files are missing in {}", SLABS - found, slabs.display());
+        return Err(failed(cause));
+    }
+    Ok(())
 }
 
 /// Makes the log that must follow the newest snapshot of the metadata, if there is none.
