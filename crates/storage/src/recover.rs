@@ -18,7 +18,7 @@ use kelson_api::etcdserverpb::{AlarmMember, Member};
 use crate::chain::Chain;
 use crate::dir::{make_dir, replace_file, sync_dir};
 use crate::disk::{free_bytes, used_bytes};
-use crate::engine::sled::{SledBackend, check_slabs};
+use crate::engine::sled::{SledBackend, check_files};
 use crate::engine::{Backend, EngineError};
 use crate::failpoint;
 use crate::keys::{self, SCHEMA_VERSION, Tables, Tally};
@@ -135,6 +135,12 @@ pub(crate) fn recover<L>(
                 let reason =
                     format!("it is missing, and the log begins after entry {}", purged.index);
                 return Err(damaged(&place.state_dir, reason));
+            }
+            if place.state_dir.join(generation_name(1)).exists() {
+                tracing::warn!(
+                    path = %current_path(place).display(),
+                    "the file is missing, so the state was never finished; it is rebuilt from the log"
+                );
             }
             create(place)?
         }
@@ -322,7 +328,7 @@ fn read_back(
     let thread = std::thread::Builder::new().name("state-open".into());
     let thread = thread.spawn(move || {
         // Before the database is opened, which would make what is missing.
-        let opened = check_slabs(&path).and_then(|()| open_patiently(&path, cache_bytes));
+        let opened = check_files(&path).and_then(|()| open_patiently(&path, cache_bytes));
         let message = match opened {
             Ok(backend) => read_all(Box::new(backend), &out),
             Err(error) => Message::Failed(error.to_string(), is_busy(&error)),

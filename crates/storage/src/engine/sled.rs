@@ -75,14 +75,25 @@ impl SledBackend {
     }
 }
 
-/// Says whether a finished database in `path` still has all its slabs. sled would make missing ones
-/// anew and find out at the first row that lay there, if any did.
-pub(crate) fn check_slabs(path: &Path) -> Result<(), EngineError> {
-    let slabs = path.join("slabs");
+/// Says whether a finished database in `path` still has all its files but the logs of its metadata. sled
+/// would make what is missing anew, and find out at the first row that lay there, if any did.
+pub(crate) fn check_files(path: &Path) -> Result<(), EngineError> {
     let failed = |cause: String| EngineError { doing: "open", cause };
-    let entries =
-        fs::read_dir(&slabs).map_err(|error| failed(format!("{}: {error}", slabs.display())))?;
-    let found = entries.flatten().count();
+    let names = |dir: &Path| -> Result<Vec<String>, EngineError> {
+        let entries =
+            fs::read_dir(dir).map_err(|error| failed(format!("{}: {error}", dir.display())))?;
+        Ok(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into()).collect())
+    };
+    let settings = path.join("durability_cookie");
+    if !settings.exists() {
+        return Err(failed(format!("{} is missing", settings.display())));
+    }
+    let metadata = path.join("metadata");
+    if !names(&metadata)?.iter().any(|name| number(name, "snapshot_").is_some()) {
+        return Err(failed(format!("the snapshot is missing in {}", metadata.display())));
+    }
+    let slabs = path.join("slabs");
+    let found = names(&slabs)?.len();
     if found < SLABS {
         let cause =
             format!("{} of {SLABS} files are missing in {}", SLABS - found, slabs.display());
