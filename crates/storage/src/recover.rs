@@ -136,7 +136,7 @@ pub(crate) fn recover<L>(
                     format!("it is missing, and the log begins after entry {}", purged.index);
                 return Err(damaged(&place.state_dir, reason));
             }
-            if place.state_dir.join(generation_name(1)).exists() {
+            if fs::read_dir(&place.state_dir).is_ok_and(|mut entries| entries.next().is_some()) {
                 tracing::warn!(
                     path = %current_path(place).display(),
                     "the file is missing, so the state was never finished; it is rebuilt from the log"
