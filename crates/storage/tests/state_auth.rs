@@ -11,7 +11,7 @@ use kelson_api::etcdserverpb::compare::TargetUnion;
 use kelson_api::etcdserverpb::request_op::Request;
 use kelson_api::etcdserverpb::*;
 use kelson_storage::Reply;
-use support::{Fixture, bytes, delete_op, put_op};
+use support::{Fixture, bytes, put_op};
 
 /// The base64 of a bcrypt hash.
 const HASH: &str =
@@ -190,12 +190,16 @@ fn what_hides_in_a_request_is_judged_too() {
     let with_prev = |key: &str| PutRequest { prev_kv: true, ..put(key) };
     assert_eq!(told(&mut state, "ann", Op::Put(with_prev("w1"))), Err(PermissionDenied));
     let delete = DeleteRangeRequest { key: bytes("w1"), prev_kv: true, ..Default::default() };
-    let Op::DeleteRange(wide) = delete_op("w", "x\0") else { panic!("a deletion") };
+    let plain = |end: &str| DeleteRangeRequest {
+        key: bytes("w"),
+        range_end: bytes(end),
+        ..Default::default()
+    };
     for hidden in [
         Request::RequestPut(put("a")),
         Request::RequestPut(with_prev("w1")),
         Request::RequestDeleteRange(delete.clone()),
-        Request::RequestDeleteRange(wide),
+        Request::RequestDeleteRange(plain("x\0")),
         Request::RequestRange(RangeRequest { key: bytes("w1"), ..Default::default() }),
     ] {
         let inner = txn(vec![hidden.clone()]);
@@ -215,7 +219,7 @@ fn what_hides_in_a_request_is_judged_too() {
     let guess = TxnRequest { compare: vec![compare], ..Default::default() };
     assert_eq!(told(&mut state, "ann", Op::Txn(guess)), Err(PermissionDenied));
     assert_eq!(told(&mut state, "ann", Op::DeleteRange(delete)), Err(PermissionDenied));
-    assert_eq!(told(&mut state, "ann", delete_op("w", "x")), Ok(()));
+    assert_eq!(told(&mut state, "ann", Op::DeleteRange(plain("x"))), Ok(()));
     // Nothing is touched, so nobody need be known. Source: etcd.
     let nobody = Asker::default();
     assert!(state.apply_for(&nobody, Op::Txn(TxnRequest::default())).result.is_ok());

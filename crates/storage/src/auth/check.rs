@@ -2,6 +2,7 @@
 //! every member comes to the same decision; reads are judged by what this member has applied. As long
 //! as auth is off, everything is allowed to everybody.
 
+use bytes::Bytes;
 use kelson_api::Error;
 use kelson_api::authpb::{Permission, User};
 use kelson_api::command::Asker;
@@ -233,6 +234,20 @@ impl Reader {
     /// As [`Reader::check_range`].
     pub fn check_renewal(&self, asker: &Asker, id: i64) -> Result<(), Error> {
         judge(&self.state, asker, |judge| judge.lease(id, Access::Write))
+    }
+
+    /// Whether a client may read all of these keys.
+    ///
+    /// # Errors
+    /// As [`Reader::check_range`].
+    pub fn check_keys(&self, asker: &Asker, keys: &[Bytes]) -> Result<(), Error> {
+        let rule = |judge: &Judge<'_>| {
+            if judge.admin().is_ok() {
+                return Ok(());
+            }
+            keys.iter().try_for_each(|key| judge.keys(key, b"", Access::Read))
+        };
+        judge(&self.state, asker, rule)
     }
 
     /// Whether a client may see the keys of these leases: it may read all of them.
