@@ -24,9 +24,14 @@ struct Judge<'a> {
     asker: &'a Asker,
 }
 
-/// Whether a command may be carried out on behalf of a client.
-pub(crate) fn check(state: &State, asker: &Asker, op: &Op) -> Result<(), Error> {
-    judge(state, asker, |judge| judge.command(op))
+/// Whether a client is one who may give such a command at all. Comes before alarms, as in etcd.
+pub(crate) fn check_standing(state: &State, asker: &Asker, op: &Op) -> Result<(), Error> {
+    judge(state, asker, |judge| judge.standing(op))
+}
+
+/// Whether a client has a right to all keys that a command touches. Comes behind alarms.
+pub(crate) fn check_keys(state: &State, asker: &Asker, op: &Op) -> Result<(), Error> {
+    judge(state, asker, |judge| judge.touches(op))
 }
 
 fn judge(
@@ -46,16 +51,10 @@ fn judge(
 }
 
 impl Judge<'_> {
-    fn command(&self, op: &Op) -> Result<(), Error> {
+    fn standing(&self, op: &Op) -> Result<(), Error> {
         match op {
-            Op::Put(request) => self.put(request),
-            Op::DeleteRange(request) => self.delete_range(request),
-            Op::Txn(request) => self.txn(request),
-            Op::LeaseGrant(_) => self.anybody(),
-            Op::LeaseRevoke(request) => {
-                self.anybody()?;
-                self.lease(request.id, Access::Write)
-            }
+            Op::Put(_) | Op::DeleteRange(_) | Op::Txn(_) => Ok(()),
+            Op::LeaseGrant(_) | Op::LeaseRevoke(_) => self.anybody(),
             Op::Alarm(request) if request.action == AlarmAction::Get as i32 => self.anybody(),
             // The password was checked by who proposed it.
             Op::Login(_) => Ok(()),
@@ -77,6 +76,17 @@ impl Judge<'_> {
             | Op::MembersChange(_)
             | Op::MemberPublish(_)
             | Op::ClusterVersionSet(_) => self.admin(),
+        }
+    }
+
+    fn touches(&self, op: &Op) -> Result<(), Error> {
+        match op {
+            Op::Put(request) => self.put(request),
+            Op::DeleteRange(request) => self.delete_range(request),
+            Op::Txn(request) => self.txn(request),
+            Op::LeaseRevoke(request) => self.lease(request.id, Access::Write),
+            // All others touch no keys, or only those who may touch all of them give them.
+            _ => Ok(()),
         }
     }
 

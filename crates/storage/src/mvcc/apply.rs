@@ -31,10 +31,9 @@ pub(crate) fn apply(
 ) -> Result<Outcome, Fatal> {
     let mut writer = Writer::new(state, delta, scratch);
     let result = match &command.op {
-        Some(op) => check_alarms(state, op)
-            .and_then(|()| check_rights(state, command, op))
-            .map_err(Failure::from)
-            .and_then(|()| run(&mut writer, op)),
+        Some(op) => {
+            check(state, command, op).map_err(Failure::from).and_then(|()| run(&mut writer, op))
+        }
         // Only a newer version writes commands that this one does not know.
         None => Err(Error::UnknownMethod.into()),
     };
@@ -80,9 +79,13 @@ fn run(writer: &mut Writer<'_>, op: &Op) -> Result<Reply, Failure> {
     }
 }
 
-/// Whether the client on whose behalf a command was proposed may do this. A member's own commands may.
-fn check_rights(state: &State, command: &Command, op: &Op) -> Result<(), Error> {
-    command.asker.as_ref().map_or(Ok(()), |asker| auth::check::check(state, asker, op))
+/// What forbids a command: the client on whose behalf it was proposed, or an alarm. A member's own
+/// commands need no rights.
+fn check(state: &State, command: &Command, op: &Op) -> Result<(), Error> {
+    let Some(asker) = &command.asker else { return check_alarms(state, op) };
+    auth::check::check_standing(state, asker, op)?;
+    check_alarms(state, op)?;
+    auth::check::check_keys(state, asker, op)
 }
 
 /// What active alarms of any member forbid. CORRUPT is the stricter one and comes first.
