@@ -122,11 +122,7 @@ impl Callers {
         metadata: &MetadataMap,
         extensions: &Extensions,
     ) -> Caller {
-        let token = metadata.get("token").or_else(|| metadata.get("authorization"));
-        let token = token.map(|token| {
-            let token = String::from_utf8_lossy(token.as_bytes());
-            token.strip_prefix("Bearer ").unwrap_or(&token).to_owned()
-        });
+        let token = token_in(metadata);
         // The gateway's own certificate says nothing of who uses the gateway.
         let is_direct = self.takes_certificates && !metadata.contains_key("grpcgateway-accept");
         let name = extensions.get::<ClientName>().filter(|_| is_direct);
@@ -144,9 +140,7 @@ impl Callers {
     }
 
     async fn recognize_simple(&self, token: &str) -> Option<String> {
-        let (_, index) = token.split_once('.')?;
-        let is_number = !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit());
-        let index: u64 = is_number.then(|| index.parse().ok())??;
+        let index = index_in(token)?;
         if let Some(user) = self.reader.use_token(token, self.now()) {
             return Some(user);
         }
@@ -176,6 +170,20 @@ impl Callers {
             }
         }
     }
+}
+
+/// The token that a call brings, whatever its kind.
+pub(crate) fn token_in(metadata: &MetadataMap) -> Option<String> {
+    let value = metadata.get("token").or_else(|| metadata.get("authorization"))?;
+    let token = String::from_utf8_lossy(value.as_bytes());
+    Some(token.strip_prefix("Bearer ").unwrap_or(&token).to_owned())
+}
+
+/// How far a member must have applied the log to know a simple token.
+pub(crate) fn index_in(token: &str) -> Option<u64> {
+    let (_, index) = token.split_once('.')?;
+    let is_number = !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| index.parse().ok())?
 }
 
 /// Unit: seconds since 1970.

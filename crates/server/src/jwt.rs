@@ -117,6 +117,36 @@ impl Jwt {
     }
 }
 
+/// Body of the fuzz target, for what follows the header of a call: any bytes as a token, as signed
+/// claims, and as keys.
+///
+/// # Panics
+/// A token passes that nobody signed, or one whose time is over.
+pub(crate) fn fuzz(data: &[u8]) {
+    let Ok(algorithm) = Algorithm::by_name("HS256") else { return };
+    let Ok((verifier, signer)) = keys::load(algorithm, Some(b"a secret"), None) else { return };
+    let jwt = Jwt { algorithm, verifier, signer, ttl: TTL };
+    assert!(jwt.verify(&String::from_utf8_lossy(data), 0).is_err(), "nobody signed it");
+    // What stands behind the signature is reached only with one.
+    let head = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256"}"#);
+    let signed = format!("{head}.{}", URL_SAFE_NO_PAD.encode(data));
+    let signature = jwt.signer.as_ref().and_then(|signer| signer.sign(signed.as_bytes()).ok());
+    let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.unwrap_or_default()));
+    if jwt.verify(&token, 1).is_ok() {
+        let claims: Value = serde_json::from_slice(data).unwrap_or_default();
+        let end = claims.get("exp").and_then(Value::as_f64).filter(|end| *end != 0.0);
+        let never = claims.get("nbf").and_then(Value::as_f64).is_some_and(|begin| begin > 1.0);
+        assert!(end.is_none_or(|end| end > 1.0) && !never, "out of its time: {claims}");
+    }
+    for method in ["RS256", "ES256", "EdDSA"] {
+        if let Ok(algorithm) = Algorithm::by_name(method) {
+            // Refused or not: it must not panic.
+            drop(keys::load(algorithm, Some(data), None));
+            drop(keys::load(algorithm, None, Some(data)));
+        }
+    }
+}
+
 /// A time in claims: `None` = something else than a number stands there; none or 0 is no limit.
 fn date(claims: &Value, name: &str) -> Option<Option<f64>> {
     match claims.get(name) {
