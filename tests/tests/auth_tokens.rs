@@ -207,9 +207,9 @@ fn users_survive_a_crash() {
     server.spawn();
     runtime.block_on(async {
         let channel = connect(&server.endpoint()).await;
-        let nobody = KvClient::new(channel.clone())
-            .put(pb::PutRequest { key: "a".into(), ..Default::default() });
-        assert_eq!(nobody.await.expect_err("auth is on").code(), Code::InvalidArgument);
+        let unsaid = pb::PutRequest { key: "a".into(), ..Default::default() };
+        let nobody = KvClient::new(channel.clone()).put(unsaid).await;
+        assert_eq!(nobody.expect_err("auth is on").code(), Code::InvalidArgument);
         let token = log_in(&channel, "ann", "secret").await.expect("a token");
         put(&channel, &token, "a").await.expect("her key");
         put(&channel, &token, "b").await.expect_err("not her key");

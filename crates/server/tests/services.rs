@@ -248,9 +248,9 @@ async fn the_transport_speaks_like_grpc_go() {
     let unknown = call("/etcdserverpb.KV/Frob", Bytes::new()).await;
     assert_eq!(unknown.code(), Code::Unimplemented);
     assert_eq!(unknown.message(), "unknown method Frob for service etcdserverpb.KV");
-    let unknown = call("/etcdserverpb.Auth/AuthEnable", Bytes::new()).await;
+    let unknown = call("/etcdserverpb.Nothing/Frob", Bytes::new()).await;
     assert_eq!(unknown.code(), Code::Unimplemented);
-    assert_eq!(unknown.message(), "unknown service etcdserverpb.Auth");
+    assert_eq!(unknown.message(), "unknown service etcdserverpb.Nothing");
     let garbage = call("/etcdserverpb.KV/Range", Bytes::from_static(&[0x0a, 5, 1])).await;
     assert_eq!(garbage.code(), Code::Internal);
     let text = garbage.message();

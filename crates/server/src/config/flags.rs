@@ -419,7 +419,7 @@ fn cluster_flags() -> Vec<Flag> {
 }
 
 fn security_flags() -> Vec<Flag> {
-    use Effect::{Full, Later};
+    use Effect::Full;
     vec![
         flag!("cert-file", client_tls.cert_file, Full, "Certificate of the client listener."),
         flag!("key-file", client_tls.key_file, Full, "Key of that certificate."),
