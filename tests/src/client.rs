@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use kelson_api::authpb;
 use kelson_api::etcdserverpb as pb;
 use kelson_api::health::{HealthCheckRequest, health_client::HealthClient};
+use pb::auth_client::AuthClient;
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
@@ -14,8 +16,11 @@ use pb::watch_client::WatchClient;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use crate::format;
 use crate::parse::{self, Words};
@@ -35,10 +40,29 @@ struct WatchStream {
     responses: Streaming<pb::WatchResponse>,
 }
 
+/// Adds to every call what says who calls.
+#[derive(Clone, Default)]
+struct Credentials(Option<(&'static str, AsciiMetadataValue)>);
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some((name, value)) = &self.0 {
+            request.metadata_mut().insert(*name, value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Calls with credentials.
+type Door = InterceptedService<Channel, Credentials>;
+
 /// One script's session.
 pub struct Session {
     authority: String,
     channel: Channel,
+    /// By the name of their user.
+    tokens: BTreeMap<String, String>,
+    credentials: Credentials,
     streams: BTreeMap<String, WatchStream>,
 }
 
@@ -51,7 +75,25 @@ impl Session {
             .expect("the endpoint is a URL")
             .connect_lazy();
         let authority = endpoint.trim_start_matches("http://").to_string();
-        Session { authority, channel, streams: BTreeMap::new() }
+        Session {
+            authority,
+            channel,
+            tokens: BTreeMap::new(),
+            credentials: Credentials::default(),
+            streams: BTreeMap::new(),
+        }
+    }
+
+    /// Connects to a member that was started again. Open streams are gone, tokens are kept.
+    pub fn reconnect(&mut self, endpoint: &str) {
+        let fresh = Session::new(endpoint);
+        let tokens = std::mem::take(&mut self.tokens);
+        let credentials = std::mem::take(&mut self.credentials);
+        *self = Session { tokens, credentials, ..fresh };
+    }
+
+    fn door(&self) -> Door {
+        InterceptedService::new(self.channel.clone(), self.credentials.clone())
     }
 
     /// Runs one command line and returns what came back; a call without an answer ends after 20 s.
@@ -75,13 +117,14 @@ impl Session {
             "range" | "stream" | "put" | "fill" | "del" | "txn" | "compact" => {
                 self.kv_command(&name, &mut words).await
             }
+            "auth" | "user" | "role" | "login" | "as" => self.auth_command(&name, &mut words).await,
             _ => self.other_command(&name, &mut words).await,
         };
         lines.unwrap_or_else(|status| format::status(&status))
     }
 
-    fn kv(&self) -> KvClient<Channel> {
-        KvClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX)
+    fn kv(&self) -> KvClient<Door> {
+        KvClient::new(self.door()).max_decoding_message_size(MESSAGE_MAX)
     }
 
     async fn kv_command(&mut self, name: &str, words: &mut Words) -> Lines {
@@ -133,7 +176,7 @@ impl Session {
     }
 
     async fn lease_command(&mut self, name: &str, words: &mut Words) -> Lines {
-        let mut lease = LeaseClient::new(self.channel.clone());
+        let mut lease = LeaseClient::new(self.door());
         Ok(match name {
             "grant" => {
                 let ttl = words.number();
@@ -225,8 +268,7 @@ impl Session {
         // The first request goes ahead: etcd sends no headers before it has something to say.
         let (requests, outgoing) = mpsc::channel(64);
         requests.send(request).await.expect("the receiver is at hand");
-        let mut client =
-            WatchClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX);
+        let mut client = WatchClient::new(self.door()).max_decoding_message_size(MESSAGE_MAX);
         let opening = client.watch(ReceiverStream::new(outgoing));
         let pending = tokio::time::timeout(HEADERS_TIMEOUT, opening).await;
         let Ok(opened) = pending else { return Ok(vec!["no headers".into()]) };
@@ -272,8 +314,51 @@ impl Session {
         Ok(lines)
     }
 
+    async fn auth_command(&mut self, name: &str, words: &mut Words) -> Lines {
+        let mut auth = AuthClient::new(self.door());
+        match name {
+            "auth" => auth_switch(&mut auth, words).await,
+            "user" => user_command(&mut auth, words).await,
+            "role" => role_command(&mut auth, words).await,
+            "login" => {
+                let (name, password) = (text(words), text(words));
+                let request = pb::AuthenticateRequest { name: name.clone(), password };
+                let answer = auth.authenticate(request).await?.into_inner();
+                let shape = answer.token.split_once('.').is_some_and(|(word, index)| {
+                    word.len() == 16
+                        && word.chars().all(|c| c.is_ascii_alphabetic())
+                        && index.parse::<u64>().is_ok_and(|index| index > 0)
+                });
+                self.tokens.insert(name, answer.token);
+                Ok(vec![format!("{} token={shape}", format::header(answer.header.as_ref()))])
+            }
+            _ => {
+                let how = text(words);
+                let token = |tokens: &BTreeMap<String, String>, name: &str| {
+                    tokens.get(name).expect("login comes first").clone()
+                };
+                let (name, value) = match how.as_str() {
+                    "nobody" => {
+                        self.credentials = Credentials::default();
+                        return Ok(vec![]);
+                    }
+                    "token" => ("token", text(words)),
+                    "header" => ("authorization", text(words)),
+                    "bearer" => {
+                        let token = token(&self.tokens, &text(words));
+                        ("authorization", format!("Bearer {token}"))
+                    }
+                    user => ("token", token(&self.tokens, user)),
+                };
+                let value = value.parse().expect("a token is ASCII");
+                self.credentials = Credentials(Some((name, value)));
+                Ok(vec![])
+            }
+        }
+    }
+
     async fn other_command(&mut self, name: &str, words: &mut Words) -> Lines {
-        let mut maintenance = MaintenanceClient::new(self.channel.clone());
+        let mut maintenance = MaintenanceClient::new(self.door());
         Ok(match name {
             "status" => {
                 let answer = maintenance.status(pb::StatusRequest {}).await?.into_inner();
@@ -338,21 +423,21 @@ impl Session {
             "snapshot" => snapshot(&mut maintenance).await?,
             "health" => {
                 let service = words.string().unwrap_or_default();
-                let mut health = HealthClient::new(self.channel.clone());
+                let mut health = HealthClient::new(self.door());
                 let answer = health.check(HealthCheckRequest { service }).await?.into_inner();
                 vec![format!("{:?}", answer.status())]
             }
             "members" => {
                 let linearizable = words.is_empty();
                 let request = pb::MemberListRequest { linearizable };
-                let mut cluster = ClusterClient::new(self.channel.clone());
+                let mut cluster = ClusterClient::new(self.door());
                 let answer = cluster.member_list(request).await?.into_inner();
                 let mut lines = vec![format::header(answer.header.as_ref())];
                 lines.extend(format::members(&answer.members));
                 lines
             }
             "memberadd" | "memberremove" | "memberpromote" | "memberupdate" => {
-                member_change(&mut ClusterClient::new(self.channel.clone()), name, words).await?
+                member_change(&mut ClusterClient::new(self.door()), name, words).await?
             }
             "sleep" => {
                 tokio::time::sleep(Duration::from_millis(words.number() as u64)).await;
@@ -429,7 +514,7 @@ fn strip_ids(text: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-async fn alarm(client: &mut MaintenanceClient<Channel>, words: &mut Words) -> Lines {
+async fn alarm(client: &mut MaintenanceClient<Door>, words: &mut Words) -> Lines {
     let action = match words.string().as_deref() {
         Some("get") => 0,
         Some("activate") => 1,
@@ -459,7 +544,7 @@ async fn alarm(client: &mut MaintenanceClient<Channel>, words: &mut Words) -> Li
     Ok(lines)
 }
 
-async fn snapshot(client: &mut MaintenanceClient<Channel>) -> Lines {
+async fn snapshot(client: &mut MaintenanceClient<Door>) -> Lines {
     let mut stream = client.snapshot(pb::SnapshotRequest {}).await?.into_inner();
     let (mut total, mut last, mut remaining, mut largest) = (0, 0, 0, 0);
     while let Some(part) = stream.message().await? {
@@ -478,11 +563,7 @@ async fn snapshot(client: &mut MaintenanceClient<Channel>) -> Lines {
     )])
 }
 
-async fn member_change(
-    client: &mut ClusterClient<Channel>,
-    name: &str,
-    words: &mut Words,
-) -> Lines {
+async fn member_change(client: &mut ClusterClient<Door>, name: &str, words: &mut Words) -> Lines {
     let header = match name {
         "memberadd" => {
             let mut request = pb::MemberAddRequest::default();
@@ -522,4 +603,121 @@ async fn unknown(channel: &Channel, words: &mut Words) -> Lines {
     let codec = tonic_prost::ProstCodec::<_, pb::StatusResponse>::default();
     grpc.unary(request, path, codec).await?;
     Ok(vec!["answered".into()])
+}
+
+/// The next word; empty when missing.
+fn text(words: &mut Words) -> String {
+    words.string().unwrap_or_default()
+}
+
+/// `auth enable|disable|status`.
+async fn auth_switch(auth: &mut AuthClient<Door>, words: &mut Words) -> Lines {
+    let header = match text(words).as_str() {
+        "enable" => auth.auth_enable(pb::AuthEnableRequest {}).await?.into_inner().header,
+        "disable" => auth.auth_disable(pb::AuthDisableRequest {}).await?.into_inner().header,
+        "status" => {
+            let answer = auth.auth_status(pb::AuthStatusRequest {}).await?.into_inner();
+            let header = format::header(answer.header.as_ref());
+            let (enabled, revision) = (answer.enabled, answer.auth_revision);
+            return Ok(vec![format!("{header} enabled={enabled} auth_revision={revision}")]);
+        }
+        other => panic!("auth enable|disable|status, not {other:?}"),
+    };
+    Ok(vec![format::header(header.as_ref())])
+}
+
+/// `user add NAME [PASSWORD] [no_password|hashed=TEXT]`, `user passwd NAME [PASSWORD] [hashed=TEXT]`,
+/// `user delete|get NAME`, `user list`, `user grant|revoke NAME ROLE`.
+async fn user_command(auth: &mut AuthClient<Door>, words: &mut Words) -> Lines {
+    let action = text(words);
+    if action == "list" {
+        let answer = auth.user_list(pb::AuthUserListRequest {}).await?.into_inner();
+        return Ok(vec![format!("{} {:?}", format::header(answer.header.as_ref()), answer.users)]);
+    }
+    let name = text(words);
+    let header = match action.as_str() {
+        "add" => {
+            let mut request = pb::AuthUserAddRequest { name, ..Default::default() };
+            while let Some(word) = words.string() {
+                match word.split_once('=') {
+                    _ if word == "no_password" => {
+                        request.options = Some(authpb::UserAddOptions { no_password: true });
+                    }
+                    Some(("hashed", hashed)) => request.hashed_password = hashed.into(),
+                    _ => request.password = word,
+                }
+            }
+            auth.user_add(request).await?.into_inner().header
+        }
+        "passwd" => {
+            let mut request = pb::AuthUserChangePasswordRequest { name, ..Default::default() };
+            while let Some(word) = words.string() {
+                match word.split_once('=') {
+                    Some(("hashed", hashed)) => request.hashed_password = hashed.into(),
+                    _ => request.password = word,
+                }
+            }
+            auth.user_change_password(request).await?.into_inner().header
+        }
+        "delete" => auth.user_delete(pb::AuthUserDeleteRequest { name }).await?.into_inner().header,
+        "get" => {
+            let answer = auth.user_get(pb::AuthUserGetRequest { name }).await?.into_inner();
+            let header = format::header(answer.header.as_ref());
+            return Ok(vec![format!("{header} {:?}", answer.roles)]);
+        }
+        "grant" => {
+            let request = pb::AuthUserGrantRoleRequest { user: name, role: text(words) };
+            auth.user_grant_role(request).await?.into_inner().header
+        }
+        "revoke" => {
+            let request = pb::AuthUserRevokeRoleRequest { name, role: text(words) };
+            auth.user_revoke_role(request).await?.into_inner().header
+        }
+        other => panic!("user knows no action {other:?}"),
+    };
+    Ok(vec![format::header(header.as_ref())])
+}
+
+/// `role add|delete|get NAME`, `role list`, `role grant NAME read|write|readwrite|nothing [KEY [END]]`,
+/// `role revoke NAME [KEY [END]]`.
+async fn role_command(auth: &mut AuthClient<Door>, words: &mut Words) -> Lines {
+    let action = text(words);
+    if action == "list" {
+        let answer = auth.role_list(pb::AuthRoleListRequest {}).await?.into_inner();
+        return Ok(vec![format!("{} {:?}", format::header(answer.header.as_ref()), answer.roles)]);
+    }
+    let role = text(words);
+    let header = match action.as_str() {
+        "add" => auth.role_add(pb::AuthRoleAddRequest { name: role }).await?.into_inner().header,
+        "delete" => auth.role_delete(pb::AuthRoleDeleteRequest { role }).await?.into_inner().header,
+        "get" => {
+            let answer = auth.role_get(pb::AuthRoleGetRequest { role }).await?.into_inner();
+            let mut lines = vec![format::header(answer.header.as_ref())];
+            lines.extend(answer.perm.iter().map(|perm| {
+                let (key, end) = (format::text(&perm.key), format::text(&perm.range_end));
+                format!("  {} {key} {end}", perm.perm_type().as_str_name())
+            }));
+            return Ok(lines);
+        }
+        "grant" => {
+            let kind = match text(words).as_str() {
+                "read" => Some(0),
+                "write" => Some(1),
+                "readwrite" => Some(2),
+                "nothing" => None,
+                other => panic!("role grant knows no kind {other:?}"),
+            };
+            let (key, range_end) = (words.bytes(), words.bytes());
+            let perm = kind.map(|perm_type| authpb::Permission { perm_type, key, range_end });
+            let request = pb::AuthRoleGrantPermissionRequest { name: role, perm };
+            auth.role_grant_permission(request).await?.into_inner().header
+        }
+        "revoke" => {
+            let (key, range_end) = (words.bytes(), words.bytes());
+            let request = pb::AuthRoleRevokePermissionRequest { role, key, range_end };
+            auth.role_revoke_permission(request).await?.into_inner().header
+        }
+        other => panic!("role knows no action {other:?}"),
+    };
+    Ok(vec![format::header(header.as_ref())])
 }

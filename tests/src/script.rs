@@ -137,12 +137,12 @@ async fn run_block(block: &Block, server: &mut Server, session: &mut Session) ->
             "restart" => {
                 server.stop();
                 server.spawn();
-                *session = Session::new(&server.endpoint());
+                session.reconnect(&server.endpoint());
             }
             "crash" => {
                 server.kill();
                 server.spawn();
-                *session = Session::new(&server.endpoint());
+                session.reconnect(&server.endpoint());
             }
             command => actual.extend(session.run(command).await),
         }

@@ -10,7 +10,9 @@ use kelson_api::etcdserverpb::{
     PutRequest, RangeRequest, TxnRequest,
 };
 
+use crate::callers;
 use crate::housekeeping::quota;
+use crate::jwt;
 use crate::limits::Limits;
 use crate::validate;
 
@@ -27,6 +29,26 @@ pub fn wire_to_command(data: &[u8]) -> Option<Command> {
     let bytes = command.encode_to_vec();
     assert_eq!(Command::decode(bytes.as_slice()).as_ref(), Ok(&command), "the log keeps it");
     Some(command)
+}
+
+/// Reads bytes as the credentials of a call: as a header, as a token of each kind, and as the files
+/// with keys that signed tokens are checked by.
+///
+/// # Panics
+/// Something was believed that nobody has signed.
+pub fn auth_token(data: &[u8]) {
+    let Some((&kind, bytes)) = data.split_first() else { return };
+    let name = if kind % 2 == 0 { "token" } else { "authorization" };
+    if let Ok(value) = tonic::metadata::AsciiMetadataValue::try_from(bytes) {
+        let mut metadata = tonic::metadata::MetadataMap::new();
+        metadata.insert(name, value);
+        let token = callers::token_in(&metadata);
+        assert!(token.is_some(), "a header is a token");
+        let token = token.unwrap_or_default();
+        let index = callers::index_in(&token);
+        assert!(index.is_none() || token.contains('.'), "an index stands behind a point");
+    }
+    jwt::fuzz(bytes);
 }
 
 fn op(kind: u8, bytes: &[u8]) -> Option<Op> {

@@ -15,7 +15,7 @@ use kelson_api::etcdserverpb::{
     AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest,
     LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
-use kelson_server::fuzz::wire_to_command;
+use kelson_server::fuzz::{auth_token, wire_to_command};
 use kelson_storage::log::{Durable, DurablePublisher};
 use kelson_storage::{DataDir, LogId, Options, Reply, Store};
 
@@ -229,4 +229,47 @@ fn what_clients_send_is_refused_or_applied() {
     }
     println!("seeds 0 to {}, {applied} commands", seeds - 1);
     assert!(applied > 100, "hardly anything passes the checks");
+}
+
+/// Something like a token, a set of claims or a key, often damaged.
+fn credentials(random: &mut Random) -> Vec<u8> {
+    let texts: [&[u8]; 8] = [
+        b"Bearer abcdefghijklmnop.17",
+        b"abcdefghijklmnop.18446744073709551616",
+        br#"{"username":"ann","revision":3,"exp":4000000000}"#,
+        br#"{"username":"ann","revision":-1e300,"exp":1e400,"nbf":null}"#,
+        br#"{"username":7,"revision":"3"}"#,
+        include_bytes!("keys/ec_private_sec1.pem"),
+        include_bytes!("keys/rsa_public.pem"),
+        b"eyJhbGciOiJIUzI1NiJ9.e30.AAAA",
+    ];
+    let mut input = vec![random.below(2) as u8];
+    input.extend_from_slice(texts[random.below(texts.len() as u64) as usize]);
+    for _ in 0..random.below(5) {
+        let at = random.below(input.len() as u64) as usize;
+        match random.below(3) {
+            0 => input[at] = random.below(256) as u8,
+            1 => input.truncate(at.max(1)),
+            _ => input.insert(at, random.below(256) as u8),
+        }
+    }
+    input
+}
+
+#[test]
+fn credentials_are_refused_or_read() {
+    let only = std::env::var("KELSON_FUZZ_SEED").ok();
+    let only = only.map(|seed| seed.parse().expect("KELSON_FUZZ_SEED is a number"));
+    let seconds = std::env::var("KELSON_FUZZ_SECONDS").ok().and_then(|it| it.parse().ok());
+    let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(4));
+    let mut seeds = 0;
+    while seeds == 0 || only.is_none() && Instant::now() < until {
+        let seed = Seed(only.unwrap_or(seeds));
+        let mut random = Random::new(seed.0);
+        for _ in 0..500 {
+            auth_token(&credentials(&mut random));
+        }
+        seeds += 1;
+    }
+    println!("seeds 0 to {}", seeds - 1);
 }

@@ -18,6 +18,7 @@ use kelson_api::health::HealthCheckRequest;
 use kelson_api::health::health_client::HealthClient;
 use kelson_raft::{Node, NodeConfig};
 use kelson_server::app::App;
+use kelson_server::callers::Callers;
 use kelson_server::housekeeping::Checks;
 use kelson_server::limits::Limits;
 use kelson_server::metrics::Metrics;
@@ -53,6 +54,7 @@ impl Member {
         let (stop, stopping) = watch::channel(false);
         let app = App {
             node: node.clone(),
+            callers: Arc::new(Callers::new(node.clone(), reader.clone())),
             reader,
             limits: Arc::new(limits),
             metrics: Arc::new(Metrics::new(false)),
@@ -246,9 +248,9 @@ async fn the_transport_speaks_like_grpc_go() {
     let unknown = call("/etcdserverpb.KV/Frob", Bytes::new()).await;
     assert_eq!(unknown.code(), Code::Unimplemented);
     assert_eq!(unknown.message(), "unknown method Frob for service etcdserverpb.KV");
-    let unknown = call("/etcdserverpb.Auth/AuthEnable", Bytes::new()).await;
+    let unknown = call("/etcdserverpb.Nothing/Frob", Bytes::new()).await;
     assert_eq!(unknown.code(), Code::Unimplemented);
-    assert_eq!(unknown.message(), "unknown service etcdserverpb.Auth");
+    assert_eq!(unknown.message(), "unknown service etcdserverpb.Nothing");
     let garbage = call("/etcdserverpb.KV/Range", Bytes::from_static(&[0x0a, 5, 1])).await;
     assert_eq!(garbage.code(), Code::Internal);
     let text = garbage.message();

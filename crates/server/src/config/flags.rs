@@ -419,7 +419,7 @@ fn cluster_flags() -> Vec<Flag> {
 }
 
 fn security_flags() -> Vec<Flag> {
-    use Effect::{Full, Later};
+    use Effect::Full;
     vec![
         flag!("cert-file", client_tls.cert_file, Full, "Certificate of the client listener."),
         flag!("key-file", client_tls.key_file, Full, "Key of that certificate."),
@@ -533,24 +533,9 @@ fn security_flags() -> Vec<Flag> {
             Full,
             "Host names that plain HTTP clients may use."
         ),
-        flag!(
-            "auth-token",
-            auth_token,
-            Later("users and roles are not offered yet"),
-            "Kind of auth tokens: simple, or jwt with options."
-        ),
-        flag!(
-            "bcrypt-cost",
-            bcrypt_cost,
-            Later("users and roles are not offered yet"),
-            "Cost of password hashes, 4 to 31."
-        ),
-        flag!(
-            "auth-token-ttl",
-            auth_token_ttl,
-            Later("users and roles are not offered yet"),
-            "Seconds that a simple token lives."
-        ),
+        flag!("auth-token", auth_token, Full, "Kind of auth tokens: simple, or jwt with options."),
+        flag!("bcrypt-cost", bcrypt_cost, Full, "Cost of password hashes, 4 to 31."),
+        flag!("auth-token-ttl", auth_token_ttl, Full, "Seconds that a simple token lives."),
     ]
 }
 

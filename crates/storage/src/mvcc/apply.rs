@@ -14,6 +14,7 @@ use kelson_api::etcdserverpb::{
 use super::state::{Failure, State, count};
 use super::txn;
 use super::write::Writer;
+use crate::auth;
 use crate::failpoint;
 use crate::sabotage::{self, Variant};
 use crate::types::{CompactionTicket, Delta, Fatal, LeaseRow, MetaChange, Outcome, Reply};
@@ -31,7 +32,7 @@ pub(crate) fn apply(
     let mut writer = Writer::new(state, delta, scratch);
     let result = match &command.op {
         Some(op) => {
-            check_alarms(state, op).map_err(Failure::from).and_then(|()| run(&mut writer, op))
+            check(state, command, op).map_err(Failure::from).and_then(|()| run(&mut writer, op))
         }
         // Only a newer version writes commands that this one does not know.
         None => Err(Error::UnknownMethod.into()),
@@ -63,7 +64,28 @@ fn run(writer: &mut Writer<'_>, op: &Op) -> Result<Reply, Failure> {
         }
         Op::MemberPublish(publish) => Ok(publish_member(writer, publish)),
         Op::ClusterVersionSet(set) => Ok(set_version(writer, set)),
+        Op::AuthEnable(_)
+        | Op::AuthDisable(_)
+        | Op::Login(_)
+        | Op::UserAdd(_)
+        | Op::UserDelete(_)
+        | Op::UserChangePassword(_)
+        | Op::UserGrantRole(_)
+        | Op::UserRevokeRole(_)
+        | Op::RoleAdd(_)
+        | Op::RoleDelete(_)
+        | Op::RoleGrantPermission(_)
+        | Op::RoleRevokePermission(_) => Ok(auth::carry_out(writer.state, writer.delta, op)?),
     }
+}
+
+/// What forbids a command: the client on whose behalf it was proposed, or an alarm. A member's own
+/// commands need no rights.
+fn check(state: &State, command: &Command, op: &Op) -> Result<(), Error> {
+    let Some(asker) = &command.asker else { return check_alarms(state, op) };
+    auth::check::check_standing(state, asker, op)?;
+    check_alarms(state, op)?;
+    auth::check::check_keys(state, asker, op)
 }
 
 /// What active alarms of any member forbid. CORRUPT is the stricter one and comes first.
