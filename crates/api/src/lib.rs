@@ -19,9 +19,7 @@ mod generated {
     pub mod peer { include!("generated/kelson.peer.rs"); }
 }
 
-pub use generated::{
-    authpb, command, etcdserverpb, health, mvccpb, peer, v3electionpb, v3lockpb,
-};
+pub use generated::{authpb, command, etcdserverpb, health, mvccpb, peer, v3electionpb, v3lockpb};
 
 /// Descriptors of all packages of etcd, as an encoded `FileDescriptorSet`, for whoever has to go by
 /// the names of messages and fields. Source: proto/etcd.

@@ -60,8 +60,6 @@ fn etcd_descriptors(proto: &std::path::Path) -> Result<Vec<u8>, String> {
     let explain = |e: protox::Error| format!("compile proto files: {e}");
     let mut compiler = protox::Compiler::new([proto]).map_err(explain)?;
     compiler.include_imports(true).include_source_info(false);
-    compiler
-        .open_files(FILES.iter().filter(|file| file.starts_with("etcd/")))
-        .map_err(explain)?;
+    compiler.open_files(FILES.iter().filter(|file| file.starts_with("etcd/"))).map_err(explain)?;
     Ok(compiler.encode_file_descriptor_set())
 }

@@ -138,6 +138,9 @@ mod tests {
         let status = Status::not_found("no \"x\"");
         assert_eq!(of_status(&status), r#"{"code":5,"message":"no \"x\""}"#);
         assert_eq!(of_status(&Status::unknown("")), r#"{"code":2}"#);
-        assert_eq!(line("result", r#"{"a":"<b>&c"}"#), "{\"result\":{\"a\":\"\\u003cb\\u003e\\u0026c\"}}\n");
+        assert_eq!(
+            line("result", r#"{"a":"<b>&c"}"#),
+            "{\"result\":{\"a\":\"\\u003cb\\u003e\\u0026c\"}}\n"
+        );
     }
 }

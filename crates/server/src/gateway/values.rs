@@ -229,7 +229,9 @@ impl Values {
                 _ => {}
             },
             Next::Escape => match byte {
-                b'b' | b'f' | b'n' | b'r' | b't' | b'\\' | b'/' | b'"' => self.next = Next::InString,
+                b'b' | b'f' | b'n' | b'r' | b't' | b'\\' | b'/' | b'"' => {
+                    self.next = Next::InString
+                }
                 b'u' => self.next = Next::Hex(4),
                 _ => return bad("in string escape code"),
             },
@@ -360,7 +362,14 @@ mod tests {
         let text = b" {\"a\": [1, -2.5e+3, \"x\\\"\\u00e9{\", {}]}{}\n[]true null 12 0.5 \"s\"7";
         let whole = [
             "{\"a\": [1, -2.5e+3, \"x\\\"\\u00e9{\", {}]}",
-            "{}", "[]", "true", "null", "12", "0.5", "\"s\"", "7",
+            "{}",
+            "[]",
+            "true",
+            "null",
+            "12",
+            "0.5",
+            "\"s\"",
+            "7",
         ];
         for size in [1, 2, 3, 7, text.len()] {
             assert_eq!(cut(text, size), (whole.map(str::to_owned).to_vec(), None), "{size}");

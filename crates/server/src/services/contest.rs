@@ -161,7 +161,11 @@ pub(super) async fn next(
     if !response.canceled {
         return Ok(Some(response));
     }
-    if response.compact_revision > 0 { Ok(None) } else { Err(Status::unknown(response.cancel_reason)) }
+    if response.compact_revision > 0 {
+        Ok(None)
+    } else {
+        Err(Status::unknown(response.cancel_reason))
+    }
 }
 
 /// The lease of a contender.

@@ -1,9 +1,9 @@
 //! The Lock service: a mutex whose holder is the oldest of the keys under a name. It keeps no lock
 //! itself; `contest` has the rules.
 
+use bytes::Bytes;
 use kelson_api::v3lockpb::lock_server::Lock;
 use kelson_api::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
-use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
 use super::contest::{Contender, Contests, Lost};
