@@ -1,11 +1,12 @@
 //! The JSON gateway: etcd's API over plain HTTP, below `/v3/`. A request body is one JSON value, or
 //! several for a method that takes a stream; an answer is one, or a line for each message. Calls go
 //! to the services of this process with all their checks, counters and limits; here only the form
-//! changes. `routes` has the paths, `json` and `values` the form, `call` the way to the services,
-//! `socket` the same over WebSocket.
+//! changes. `routes` has the paths, `values`, `read` and `json` the form, `call` the way to the
+//! services, `socket` the same over WebSocket.
 
 mod call;
 pub(crate) mod json;
+pub(crate) mod read;
 pub(crate) mod routes;
 mod socket;
 pub(crate) mod values;
@@ -198,7 +199,7 @@ impl Reader {
                 },
             }
         };
-        json::to_protobuf(&self.route.input, &value).map(Some)
+        read::to_protobuf(&self.route.input, &value).map(Some)
     }
 
     /// All messages. As in etcd, one that cannot be read ends the requests, not the call.

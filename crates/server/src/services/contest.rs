@@ -22,7 +22,7 @@ use kelson_api::etcdserverpb::{
 use kelson_api::mvccpb::{KeyValue, event::EventType};
 use tonic::metadata::{KeyRef, MetadataMap};
 use tonic::service::Routes;
-use tonic::{Request, Status, Streaming};
+use tonic::{Extensions, Request, Status, Streaming};
 
 /// Lease that a contender is given who brings none. Unit: seconds. Source: etcd.
 const SESSION_TTL: i64 = 60;
@@ -49,9 +49,13 @@ impl Contests {
         }
     }
 
-    /// Asks on behalf of the client that sent this metadata.
-    pub(super) fn asker(&self, metadata: &MetadataMap) -> Asker {
-        Asker { contests: self.clone(), metadata: passed_on(metadata) }
+    /// Asks on behalf of the client that sent this request.
+    pub(super) fn asker<T>(&self, request: &Request<T>) -> Asker {
+        Asker {
+            contests: self.clone(),
+            metadata: passed_on(request.metadata()),
+            extensions: request.extensions().clone(),
+        }
     }
 }
 
@@ -86,11 +90,13 @@ fn without_code(status: Status) -> Status {
 pub(super) struct Asker {
     contests: Contests,
     metadata: MetadataMap,
+    /// What the connection tells of the client.
+    extensions: Extensions,
 }
 
 impl Asker {
     fn request<T>(&self, message: T) -> Request<T> {
-        Request::from_parts(self.metadata.clone(), tonic::Extensions::default(), message)
+        Request::from_parts(self.metadata.clone(), self.extensions.clone(), message)
     }
 
     pub(super) async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Status> {

@@ -37,7 +37,7 @@ impl ElectionService {
 
     fn asker<T>(&self, request: &Request<T>) -> Result<Asker, Status> {
         self.gate.unary(request.metadata(), false)?;
-        Ok(self.contests.asker(request.metadata()))
+        Ok(self.contests.asker(request))
     }
 }
 
@@ -122,7 +122,7 @@ impl Election for ElectionService {
         request: Request<LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
         let mut leader = self.gate.stream(request.metadata(), false)?;
-        let asker = self.contests.asker(request.metadata());
+        let asker = self.contests.asker(&request);
         let prefix = contest::prefix(&request.get_ref().name);
         let (seen, observed) = mpsc::channel(OBSERVED_MAX);
         tokio::spawn(async move {

@@ -26,7 +26,7 @@ impl LockService {
 impl Lock for LockService {
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
         self.gate.unary(request.metadata(), false)?;
-        let asker = self.contests.asker(request.metadata());
+        let asker = self.contests.asker(&request);
         let LockRequest { name, lease } = request.into_inner();
         let lease = asker.lease(lease).await?;
         let mut contender = Contender::enter(asker, &name, lease, Bytes::new()).await?;
@@ -46,7 +46,7 @@ impl Lock for LockService {
         request: Request<UnlockRequest>,
     ) -> Result<Response<UnlockResponse>, Status> {
         self.gate.unary(request.metadata(), false)?;
-        let asker = self.contests.asker(request.metadata());
+        let asker = self.contests.asker(&request);
         let header = asker.delete(request.into_inner().key).await?;
         Ok(Response::new(UnlockResponse { header }))
     }
