@@ -118,6 +118,8 @@ impl Gateway {
         let Some(first) = replies.next().await? else { return Ok(Begun::Ended) };
         let first = json::to_json(&route.output, first)?;
         if !route.gives_stream {
+            // The status follows the message; the call has not ended before.
+            while replies.next().await?.is_some() {}
             return Ok(Begun::Whole(first));
         }
         let first = stream::iter([json::line("result", &first)]);

@@ -105,13 +105,16 @@ impl Asker {
         Ok(answer.into_inner())
     }
 
-    /// The key under the prefix that was created first, if there is any, and the header.
+    /// The key under the prefix that was created first, if there is any, at a revision or, with 0, at
+    /// the newest; and the header.
     pub(super) async fn oldest(
         &self,
         prefix: &Bytes,
+        revision: i64,
     ) -> Result<(Option<ResponseHeader>, Option<KeyValue>), Status> {
         let mut kv = self.contests.kv.clone();
-        let answer = kv.range(self.request(oldest(prefix))).await.map_err(without_code)?;
+        let request = RangeRequest { revision, ..oldest(prefix) };
+        let answer = kv.range(self.request(request)).await.map_err(without_code)?;
         let RangeResponse { header, kvs, .. } = answer.into_inner();
         Ok((header, kvs.into_iter().next()))
     }

@@ -2,6 +2,7 @@
 //! that key is what it proclaims. It keeps no leader itself; `contest` has the rules.
 
 use bytes::Bytes;
+use kelson_api::Error;
 use kelson_api::etcdserverpb::request_op::Request as Operation;
 use kelson_api::etcdserverpb::{
     DeleteRangeRequest, PutRequest, ResponseHeader, TxnRequest, WatchCreateRequest,
@@ -110,7 +111,7 @@ impl Election for ElectionService {
     ) -> Result<Response<LeaderResponse>, Status> {
         let asker = self.asker(&request)?;
         let prefix = contest::prefix(&request.get_ref().name);
-        let (header, kv) = asker.oldest(&prefix).await?;
+        let (header, kv) = asker.oldest(&prefix, 0).await?;
         if kv.is_none() {
             return Err(Status::unknown("election: no leader"));
         }
@@ -151,33 +152,50 @@ impl Election for ElectionService {
     }
 }
 
+/// What a client was told last, which is not repeated when a watch has to begin anew. Another key is
+/// always news: its value may be older than the last one of the leader before it.
+#[derive(Default)]
+struct Told {
+    key: Bytes,
+    revision: i64,
+}
+
 type Seen = mpsc::Sender<Result<LeaderResponse, Status>>;
 
 /// Tells of the leader and of every change of it, in order. Returns only why it cannot go on.
 async fn observe(asker: &Asker, prefix: &Bytes, seen: &Seen) -> Status {
-    let mut told = 0;
+    let (mut told, mut at) = (Told::default(), 0);
     loop {
-        if let Err(status) = observe_one(asker, prefix, seen, &mut told).await {
-            return status;
+        match observe_one(asker, prefix, seen, &mut told, at).await {
+            Ok(next) => at = next,
+            // What was between is gone: on from the newest.
+            Err(status) if at > 0 && status.message() == Error::Compacted.text() => at = 0,
+            Err(status) => return status,
         }
     }
 }
 
-/// Tells of one leader and its values until its key is gone. `told` is the revision of the newest
-/// value that the client was told; a watch that has to begin anew must not repeat it.
+/// Tells of the one who led at a revision (with 0, at the newest) and its values until its key is
+/// gone, and gives the revision to go on from; 0 if a compaction took away what came next.
 async fn observe_one(
     asker: &Asker,
     prefix: &Bytes,
     seen: &Seen,
-    told: &mut i64,
-) -> Result<(), Status> {
-    let (header, kv) = asker.oldest(prefix).await?;
+    told: &mut Told,
+    at: i64,
+) -> Result<i64, Status> {
+    let (header, kv) = asker.oldest(prefix, at).await?;
+    let header = header.map(|header| match at {
+        0 => header,
+        // The newest revision knows more than is told here.
+        revision => ResponseHeader { revision, ..header },
+    });
     let from = header.as_ref().map_or(0, |header| header.revision) + 1;
     let (header, kv) = match kv {
         Some(kv) => (header, kv),
         None => match first_put(asker, prefix, from).await? {
             Some(put) => put,
-            None => return Ok(()),
+            None => return Ok(0),
         },
     };
     let from = header.as_ref().map_or(0, |header| header.revision) + 1;
@@ -187,15 +205,14 @@ async fn observe_one(
     let mut responses = asker.watch(vec![create]).await?;
     while let Some(response) = contest::next(&mut responses).await? {
         for event in response.events {
+            let Some(kv) = event.kv else { continue };
             if event.r#type == EventType::Delete as i32 {
-                return Ok(());
+                return Ok(kv.mod_revision);
             }
-            if let Some(kv) = event.kv {
-                tell(seen, response.header, kv, told).await?;
-            }
+            tell(seen, response.header, kv, told).await?;
         }
     }
-    Ok(())
+    Ok(0)
 }
 
 /// The first key that is put under the prefix from a revision on, with a header of that revision;
@@ -228,12 +245,13 @@ async fn tell(
     seen: &Seen,
     header: Option<ResponseHeader>,
     kv: KeyValue,
-    told: &mut i64,
+    told: &mut Told,
 ) -> Result<(), Status> {
-    if kv.mod_revision <= *told {
+    let new = Told { key: kv.key.clone(), revision: kv.mod_revision };
+    if told.key == new.key && told.revision >= new.revision {
         return Ok(());
     }
-    *told = kv.mod_revision;
+    *told = new;
     let gone = |_| Status::cancelled("context canceled");
     seen.send(Ok(LeaderResponse { header, kv: Some(kv) })).await.map_err(gone)
 }
