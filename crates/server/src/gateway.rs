@@ -14,12 +14,13 @@ pub(crate) mod values;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tonic::{Code, Status};
 
 use self::call::Replies;
@@ -87,11 +88,17 @@ impl Gateway {
             return refusal(&Status::unimplemented("Method Not Allowed"));
         }
         let (parts, body) = request.into_parts();
-        match self.begin(route, &parts.headers, pieces_of(body)).await {
+        let (pieces, mut broken) = pieces_of(body);
+        let begun = tokio::select! {
+            begun = self.begin(route, &parts.headers, pieces) => begun,
+            () = &mut broken => Err(Status::cancelled("context canceled")),
+        };
+        match begun {
             Err(status) => refusal(&status),
             Ok(Begun::Ended) => Response::new(tonic::body::Body::empty()),
             Ok(Begun::Whole(text)) => answer(StatusCode::OK, Full::new(Bytes::from(text))),
             Ok(Begun::Stream(lines)) => {
+                let lines = lines.take_until(broken);
                 let frames = lines.map(|line| Ok::<_, Status>(Frame::data(Bytes::from(line))));
                 answer(StatusCode::OK, StreamBody::new(frames))
             }
@@ -226,11 +233,27 @@ fn malformed(fault: Malformed) -> Status {
     Status::new(code, fault.to_string())
 }
 
-fn pieces_of(body: Incoming) -> Pieces {
-    let pieces = stream::unfold(body.into_data_stream(), |mut body| async move {
-        Some((body.next().await?.ok()?, body))
+/// The pieces of a body, and what tells that its client broke off within it: an answer that has
+/// nothing to say would not notice.
+fn pieces_of(body: Incoming) -> (Pieces, BoxFuture<'static, ()>) {
+    let (broke, broken) = oneshot::channel();
+    let reading = (body.into_data_stream(), broke);
+    let pieces = stream::unfold(reading, |(mut body, broke)| async move {
+        match body.next().await? {
+            Ok(piece) => Some((piece, (body, broke))),
+            Err(_) => {
+                let _answered = broke.send(());
+                None
+            }
+        }
     });
-    pieces.boxed()
+    let broken = async move {
+        if broken.await.is_err() {
+            // The body came to its end.
+            std::future::pending().await
+        }
+    };
+    (pieces.boxed(), broken.boxed())
 }
 
 /// The lines of all further messages, and of the error that ends them, if it is one.
