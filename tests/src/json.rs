@@ -141,7 +141,7 @@ pub fn show_headers(answer: &Answer) -> Vec<String> {
 }
 
 /// Names whose values differ from run to run.
-const MASKED: [&str; 9] = [
+const MASKED: [&str; 10] = [
     "cluster_id",
     "member_id",
     "raft_term",
@@ -151,6 +151,7 @@ const MASKED: [&str; 9] = [
     "dbSize",
     "dbSizeInUse",
     "blob",
+    "remaining_bytes",
 ];
 
 /// A line of JSON without spaces between tokens and without what differs from run to run.

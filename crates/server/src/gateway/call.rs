@@ -156,10 +156,9 @@ pub(super) fn metadata(headers: &HeaderMap) -> Result<HeaderMap, Status> {
     // A client without it must be known for one of the gateway's, too.
     let accept = HeaderName::from_static("grpcgateway-accept");
     metadata.entry(accept).or_insert(HeaderValue::from_static("*/*"));
-    if let Some(timeout) = headers.get("grpc-timeout") {
-        if let Some(timeout) = timeout_of(timeout)? {
-            metadata.insert("grpc-timeout", timeout);
-        }
+    let timeout = headers.get("grpc-timeout").map(timeout_of).transpose()?.flatten();
+    if let Some(timeout) = timeout {
+        metadata.insert("grpc-timeout", timeout);
     }
     Ok(metadata)
 }
