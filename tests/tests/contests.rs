@@ -154,8 +154,11 @@ fn a_lease_that_the_server_granted_goes_with_who_gave_up() {
         let mut waiting = lock(&cluster, 1, 0);
         until_contenders(&cluster, 1, 2).await;
         waits(&mut waiting).await;
+        let begun = std::time::Instant::now();
         waiting.abort();
         until_contenders(&cluster, 0, 1).await;
+        // By itself that lease would end after a minute.
+        assert!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
         let left = leases.lease_leases(pb::LeaseLeasesRequest {}).await.expect("leases");
         assert_eq!(left.into_inner().leases.len(), 1);
         unlock(&cluster, 0, &held).await;

@@ -100,6 +100,38 @@ fn a_stream_says_why_it_ends() {
     server.child.wait().expect("the process ends");
 }
 
+#[test]
+fn a_snapshot_comes_as_lines() {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    let server = Server::start(&[]);
+    put(server.client, "YQ==", "MQ==");
+    let mut stream = Open::new(server.client, "/v3/maintenance/snapshot");
+    stream.send("{}");
+    stream.sender.write_all(b"0\r\n\r\n").expect("sent");
+    let (mut bytes, mut left) = (Vec::new(), None);
+    loop {
+        let line = stream.line();
+        let part = &line["result"];
+        assert_eq!(part["version"], "3.7.0", "{part}");
+        let blob = STANDARD.decode(part["blob"].as_str().expect("a blob")).expect("base64");
+        let remaining: u64 =
+            part["remaining_bytes"].as_str().unwrap_or("0").parse().expect("a number");
+        if left == Some(0) {
+            // Behind the last piece comes a digest of all.
+            assert_eq!(blob.len(), 32);
+            bytes.extend(blob);
+            break;
+        }
+        if let Some(left) = left {
+            assert_eq!(remaining + blob.len() as u64, left);
+        }
+        left = Some(remaining);
+        bytes.extend(blob);
+    }
+    assert_eq!(bytes.len() % 512, 32);
+}
+
 fn handled(page: &str, service: &str, method: &str, code: &str) -> Option<f64> {
     let line = page.lines().find(|line| {
         line.starts_with("grpc_server_handled_total{")
