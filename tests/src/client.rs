@@ -1,9 +1,12 @@
 //! Runs script commands against one endpoint over raw gRPC and renders the answers. Watch and
-//! keepalive streams stay open between commands under the names that the script gives them.
+//! keepalive streams stay open between commands under the names that the script gives them. `start
+//! NAME COMMAND` runs any command beside the script: `waits NAME` sees that it has no answer yet,
+//! `join NAME` shows the answer, `cancel NAME` takes the call back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use kelson_api::authpb;
 use kelson_api::etcdserverpb as pb;
 use kelson_api::health::{HealthCheckRequest, health_client::HealthClient};
@@ -14,6 +17,7 @@ use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
 use pb::watch_client::WatchClient;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::AsciiMetadataValue;
@@ -22,8 +26,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
-use crate::format;
 use crate::parse::{self, Words};
+use crate::{contest, format, json};
 
 /// How long `recv` waits for each message it expects.
 const RECV_TIMEOUT: Duration = Duration::from_secs(8);
@@ -33,6 +37,8 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long `quiet` listens.
 const QUIET: Duration = Duration::from_millis(400);
+/// How long a call may take to reach the server.
+const STARTED: Duration = Duration::from_millis(200);
 const MESSAGE_MAX: usize = i32::MAX as usize;
 
 struct WatchStream {
@@ -64,6 +70,8 @@ pub struct Session {
     tokens: BTreeMap<String, String>,
     credentials: Credentials,
     streams: BTreeMap<String, WatchStream>,
+    started: BTreeMap<String, JoinHandle<Vec<String>>>,
+    observers: BTreeMap<String, mpsc::Receiver<Vec<String>>>,
 }
 
 type Lines = Result<Vec<String>, Status>;
@@ -81,6 +89,8 @@ impl Session {
             tokens: BTreeMap::new(),
             credentials: Credentials::default(),
             streams: BTreeMap::new(),
+            started: BTreeMap::new(),
+            observers: BTreeMap::new(),
         }
     }
 
@@ -104,9 +114,21 @@ impl Session {
     }
 
     async fn dispatch(&mut self, line: &str) -> Vec<String> {
+        if let Some(request) = line.strip_prefix("json ") {
+            return self.json(request).await;
+        }
+        if let Some(rest) = line.strip_prefix("start ") {
+            let (name, command) = rest.split_once(' ').expect("start NAME COMMAND");
+            return self.start(name, command).await;
+        }
         let mut words = Words::new(line);
         let name = words.string().expect("a command has a name");
         let lines = match name.as_str() {
+            "waits" | "join" | "cancel" => self.started_command(&name, &mut words).await,
+            "observe" | "seen" => self.observe_command(&name, &mut words).await,
+            name if contest::COMMANDS.contains(&name) => {
+                contest::run(&self.channel, name, &mut words).await
+            }
             "w" => self.watch_command(&mut words).await,
             "recv" | "recvset" | "sum" | "quiet" | "close" => {
                 self.stream_command(&name, &mut words).await
@@ -121,6 +143,86 @@ impl Session {
             _ => self.other_command(&name, &mut words).await,
         };
         lines.unwrap_or_else(|status| format::status(&status))
+    }
+
+    /// `json [METHOD] [lines=N] [header=NAME:VALUE]... [headers] /PATH BODY`.
+    async fn json(&self, request: &str) -> Vec<String> {
+        let start =
+            if request.starts_with('/') { 0 } else { request.find(" /").map_or(0, |at| at + 1) };
+        let (options, rest) = request.split_at(start);
+        let (path, body) = rest.split_once(' ').unwrap_or((rest, ""));
+        let mut ask = json::Ask { method: "POST", path, headers: Vec::new(), body, lines: None };
+        let mut shows_headers = false;
+        for option in options.split_whitespace() {
+            match parse::option(option) {
+                ("lines", count) => ask.lines = Some(count.parse().expect("lines=N")),
+                ("header", header) => ask.headers.push(header.replacen(':', ": ", 1)),
+                ("headers", _) => shows_headers = true,
+                (method, _) => ask.method = method,
+            }
+        }
+        match json::ask(&self.authority, &ask).await {
+            Ok(answer) if shows_headers => json::show_headers(&answer),
+            Ok(answer) => json::show(&answer),
+            Err(error) => vec![error],
+        }
+    }
+
+    async fn start(&mut self, name: &str, command: &str) -> Vec<String> {
+        let mut session = Session::new(&format!("http://{}", self.authority));
+        session.channel = self.channel.clone();
+        session.credentials = self.credentials.clone();
+        let command = command.to_owned();
+        self.started.insert(name.to_owned(), tokio::spawn(alone(session, command)));
+        // It is on its way before the script goes on.
+        tokio::time::sleep(STARTED).await;
+        vec![]
+    }
+
+    async fn started_command(&mut self, name: &str, words: &mut Words) -> Lines {
+        let call = words.string().expect("the call is named");
+        let started = self.started.get_mut(&call).expect("the call was started");
+        Ok(match name {
+            "waits" => match tokio::time::timeout(QUIET, started).await {
+                Err(_) => vec!["waits".into()],
+                Ok(lines) => lines.expect("the call does not panic"),
+            },
+            "join" => match tokio::time::timeout(RECV_TIMEOUT, started).await {
+                Err(_) => vec!["no answer".into()],
+                Ok(lines) => lines.expect("the call does not panic"),
+            },
+            _ => {
+                started.abort();
+                // The server hears of it a moment later.
+                tokio::time::sleep(STARTED).await;
+                vec![]
+            }
+        })
+    }
+
+    async fn observe_command(&mut self, name: &str, words: &mut Words) -> Lines {
+        let observer = words.string().expect("the observer is named");
+        if name == "observe" {
+            let (channel, election) = (self.channel.clone(), words.bytes());
+            let (told, seen) = mpsc::channel(64);
+            tokio::spawn(async move {
+                // Headers come with the first leader.
+                let mut stream = match contest::observe(&channel, election).await {
+                    Ok(stream) => stream,
+                    Err(status) => return drop(told.send(format::status(&status)).await),
+                };
+                while told.send(contest::seen(&mut stream).await).await.is_ok() {}
+            });
+            self.observers.insert(observer, seen);
+            tokio::time::sleep(STARTED).await;
+            return Ok(vec![]);
+        }
+        let seen = self.observers.get_mut(&observer).expect("the observer was opened");
+        let wait = if words.is_empty() { RECV_TIMEOUT } else { QUIET };
+        Ok(match tokio::time::timeout(wait, seen.recv()).await {
+            Ok(lines) => lines.unwrap_or_default(),
+            Err(_) => vec!["quiet".into()],
+        })
     }
 
     fn kv(&self) -> KvClient<Door> {
@@ -453,6 +555,11 @@ impl Session {
             other => panic!("no command is named {other:?}"),
         })
     }
+}
+
+/// Runs one command in a session of its own.
+fn alone(mut session: Session, command: String) -> BoxFuture<'static, Vec<String>> {
+    Box::pin(async move { session.run(&command).await })
 }
 
 /// Receives until `wanted` events have come, however they are packed: how many and from where to

@@ -4,9 +4,11 @@
 
 pub mod client;
 pub mod cluster;
+pub mod contest;
 pub mod forge;
 pub mod format;
 pub mod image;
+pub mod json;
 pub mod ledger;
 pub mod parse;
 pub mod pings;

@@ -1,6 +1,7 @@
-//! The body of the fuzz target `wire_to_command`: bytes of a client as a request, and what becomes
-//! of it before it is agreed on. It promises that no bytes make the checks panic, and that what
-//! passes them survives the way through the log.
+//! The bodies of the fuzz targets `wire_to_command` and `gateway_json`: bytes of a client as a request,
+//! and what becomes of it before it is agreed on. They promise that no bytes make the checks panic,
+//! that what passes them survives the way through the log, and that what the JSON gateway reads it
+//! shows in a form that it reads again.
 
 use kelson_api::Message;
 use kelson_api::command::Command;
@@ -11,6 +12,8 @@ use kelson_api::etcdserverpb::{
 };
 
 use crate::callers;
+use crate::gateway::values::Values;
+use crate::gateway::{json, read, routes};
 use crate::housekeeping::quota;
 use crate::jwt;
 use crate::limits::Limits;
@@ -49,6 +52,51 @@ pub fn auth_token(data: &[u8]) {
         assert!(index.is_none() || token.contains('.'), "an index stands behind a point");
     }
     jwt::fuzz(bytes);
+}
+
+/// Longest JSON value that [`gateway_json`] takes.
+const VALUE_BYTES_MAX: usize = 1 << 20;
+
+/// Reads bytes as the body of a request to the JSON gateway: the first names the path, the second
+/// how the body is cut. Gives the number of requests that were read out of it.
+///
+/// # Panics
+/// A promise above is broken.
+#[must_use]
+pub fn gateway_json(data: &[u8]) -> usize {
+    let [path, size, body @ ..] = data else { return 0 };
+    let message = &routes::nth(usize::from(*path)).input;
+    let values = values_of(body, usize::from(*size) + 1);
+    assert_eq!(values, values_of(body, body.len().max(1)), "however the body is cut");
+    let mut requests = 0;
+    for value in values {
+        let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(&value);
+        assert!(is_json.is_ok(), "no JSON was let through: {value:?}");
+        let Ok(bytes) = read::to_protobuf(message, &value) else { continue };
+        let shown = json::to_json(message, bytes.clone()).expect("what was read can be shown");
+        let again =
+            read::to_protobuf(message, shown.as_bytes()).expect("what is shown can be read");
+        assert_eq!(again, bytes, "nothing is lost");
+        requests += 1;
+    }
+    requests
+}
+
+fn values_of(body: &[u8], size: usize) -> Vec<bytes::Bytes> {
+    let mut values = Values::new(VALUE_BYTES_MAX);
+    let mut found = Vec::new();
+    for piece in body.chunks(size) {
+        values.push(piece);
+        loop {
+            match values.next() {
+                Ok(Some(value)) => found.push(value),
+                Ok(None) => break,
+                Err(_) => return found,
+            }
+        }
+    }
+    found.extend(values.end().ok().flatten());
+    found
 }
 
 fn op(kind: u8, bytes: &[u8]) -> Option<Op> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Request, Response};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::ServiceExt;
@@ -55,7 +55,11 @@ impl GrpcService {
     /// # Cancel safety
     /// Dropping it, as happens when the client resets the stream, drops the service's own future
     /// and counts the call as canceled.
-    pub async fn call(&self, request: Request<Incoming>) -> Response<tonic::body::Body> {
+    pub async fn call<B>(&self, request: Request<B>) -> Response<tonic::body::Body>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError>,
+    {
         let path = request.uri().path().to_owned();
         let Some(call) = Call::start(&self.metrics, &path, &self.shutdown, self.slow) else {
             // No method of ours: the services' own fallback says so, and nothing is counted.
@@ -244,21 +248,21 @@ impl Frames {
 }
 
 /// A request body that counts what the client sends.
-struct CountedRequest {
-    body: Incoming,
+struct CountedRequest<B> {
+    body: B,
     frames: Frames,
     messages: prometheus::IntCounter,
     bytes: prometheus::IntCounter,
 }
 
-impl Body for CountedRequest {
+impl<B: Body<Data = Bytes> + Unpin> Body for CountedRequest<B> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()

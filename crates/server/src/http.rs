@@ -9,10 +9,12 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use serde_json::json;
 
 use crate::app::App;
 use crate::config::{Config, FeatureGates};
+use crate::gateway::Gateway;
 use crate::listen::HttpResponse;
 use crate::metrics::{Metrics, sources};
 use crate::version::ETCD_VERSION;
@@ -42,19 +44,27 @@ struct Shared {
     app: Arc<OnceLock<App>>,
     metrics: Arc<Metrics>,
     gates: FeatureGates,
+    /// `None` if a flag turns it off.
+    gateway: Option<Gateway>,
     cors: Vec<String>,
     host_whitelist: Vec<String>,
 }
 
 impl HttpService {
-    /// Handlers over the member that `app` will hold.
+    /// Handlers over the member that `app` will hold, and over the gateway to its services.
     #[must_use]
-    pub fn new(config: &Config, metrics: Arc<Metrics>, app: Arc<OnceLock<App>>) -> Self {
+    pub fn new(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        app: Arc<OnceLock<App>>,
+        gateway: Gateway,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 app,
                 metrics,
                 gates: config.feature_gates.clone(),
+                gateway: config.enable_grpc_gateway.then_some(gateway),
                 cors: config.cors.clone(),
                 host_whitelist: config.host_whitelist.clone(),
             }),
@@ -65,24 +75,34 @@ impl HttpService {
     ///
     /// # Cancel safety
     /// Nothing is left behind when dropped.
-    pub async fn call<B>(&self, surface: Surface, request: &Request<B>) -> HttpResponse {
+    pub async fn call(&self, surface: Surface, request: Request<Incoming>) -> HttpResponse {
         let shared = &self.shared;
-        if let Surface::Client { is_tls } = surface {
-            if !is_tls && !shared.allows_host(request) {
-                let text = "the Host header of the request is not in --host-whitelist";
-                return error(StatusCode::MISDIRECTED_REQUEST, text);
-            }
-            if let Some(origin) = shared.allowed_origin(request) {
-                let mut response = if request.method() == Method::OPTIONS {
-                    Response::new(body(""))
-                } else {
-                    self.route(surface, request).await
-                };
-                add_cors(&mut response, origin);
-                return response;
-            }
+        let Surface::Client { is_tls } = surface else {
+            return self.route(surface, &request).await;
+        };
+        if !is_tls && !shared.allows_host(&request) {
+            let text = "the Host header of the request is not in --host-whitelist";
+            return error(StatusCode::MISDIRECTED_REQUEST, text);
         }
-        self.route(surface, request).await
+        let allowed = shared.allowed_origin(&request);
+        let mut response = if request.method() == Method::OPTIONS {
+            Response::new(body(""))
+        } else {
+            self.serve_client(surface, request).await
+        };
+        if let Some(origin) = allowed {
+            add_cors(&mut response, origin);
+        }
+        response
+    }
+
+    async fn serve_client(&self, surface: Surface, request: Request<Incoming>) -> HttpResponse {
+        let path = request.uri().path();
+        match &self.shared.gateway {
+            Some(gateway) if Gateway::below_root(path).is_some() => gateway.call(request).await,
+            Some(_) if path == "/v3" => redirect("/v3/"),
+            _ => self.route(surface, &request).await,
+        }
     }
 
     async fn route<B>(&self, surface: Surface, request: &Request<B>) -> HttpResponse {
@@ -203,12 +223,15 @@ impl Shared {
         with_type("application/json; charset=utf-8", format!("{variables}\n"))
     }
 
-    /// Whether a browser page of this origin may call; `None` without an Origin header.
-    fn allowed_origin<'a, B>(&self, request: &'a Request<B>) -> Option<&'a HeaderValue> {
+    /// What browsers are told of who may call: everybody, or the page's own origin if it is in the
+    /// list; `None` if it is not.
+    fn allowed_origin<B>(&self, request: &Request<B>) -> Option<HeaderValue> {
+        if self.cors.is_empty() || self.cors.iter().any(|known| known == "*") {
+            return Some(HeaderValue::from_static("*"));
+        }
         let origin = request.headers().get(header::ORIGIN)?;
         let text = origin.to_str().ok()?;
-        let mut allowed = self.cors.iter();
-        allowed.any(|known| known == "*" || known == text).then_some(origin)
+        self.cors.iter().any(|known| known == text).then(|| origin.clone())
     }
 
     fn allows_host<B>(&self, request: &Request<B>) -> bool {
@@ -226,13 +249,13 @@ impl Shared {
     }
 }
 
-fn add_cors(response: &mut HttpResponse, origin: &HeaderValue) {
+fn add_cors(response: &mut HttpResponse, origin: HeaderValue) {
     let headers = response.headers_mut();
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_METHODS,
         HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"),
     );
-    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_HEADERS,
         HeaderValue::from_static("accept, content-type, authorization"),
@@ -255,6 +278,13 @@ fn error(status: StatusCode, text: &str) -> HttpResponse {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn redirect(to: &'static str) -> HttpResponse {
+    let mut response = Response::new(body(""));
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    response.headers_mut().insert(header::LOCATION, HeaderValue::from_static(to));
     response
 }
 

@@ -11,6 +11,7 @@ pub mod discovery;
 pub mod failpoints;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod gateway;
 pub mod grpc_layer;
 pub mod header;
 pub mod housekeeping;

@@ -19,6 +19,7 @@ use crate::callers::{Callers, Tokens};
 use crate::config::{Config, TlsSettings, Url};
 use crate::dial::Dial;
 use crate::discovery::{self, DiscoveryError, dns::Resolver};
+use crate::gateway::Gateway;
 use crate::grpc_layer::GrpcService;
 use crate::housekeeping::corruption::{self, Inconsistent};
 use crate::housekeeping::{self, Housekeeping};
@@ -253,10 +254,12 @@ impl Server {
     fn new(config: &Config) -> Self {
         let metrics = Arc::new(Metrics::new(config.metrics == "extensive"));
         let app = Arc::new(OnceLock::new());
+        let grpc = watch::Sender::new(None);
+        let gateway = Gateway::new(grpc.subscribe(), config.limits().max_decoding_bytes());
         Self {
-            grpc: watch::Sender::new(None),
+            grpc,
             peer_grpc: watch::Sender::new(None),
-            http: HttpService::new(config, Arc::clone(&metrics), Arc::clone(&app)),
+            http: HttpService::new(config, Arc::clone(&metrics), Arc::clone(&app), gateway),
             app,
             rules: ConnectionRules::new(config),
             metrics,
@@ -283,7 +286,7 @@ impl Server {
             };
             async move {
                 if !takes_grpc {
-                    return http.call(Surface::Client { is_tls }, &request).await;
+                    return http.call(Surface::Client { is_tls }, request).await;
                 }
                 let ready = grpc.wait_for(Option::is_some).await;
                 let service = ready.ok().and_then(|service| service.clone());
@@ -302,7 +305,7 @@ impl Server {
         let http = self.http.clone();
         let handler = move |request: Request<Incoming>| {
             let http = http.clone();
-            async move { http.call(Surface::Metrics, &request).await }
+            async move { http.call(Surface::Metrics, request).await }
         };
         let rules = self.rules.without_ping_limit();
         self.tasks.spawn(listener.serve(rules, None, self.shutdown.clone(), handler));
@@ -316,7 +319,7 @@ impl Server {
             let service = is_grpc.then(|| grpc.borrow().clone());
             async move {
                 match service {
-                    None => http.call(Surface::Peer, &request).await,
+                    None => http.call(Surface::Peer, request).await,
                     Some(Some(service)) => service.call(request).await,
                     Some(None) => Status::unavailable("the member is starting").into_http(),
                 }

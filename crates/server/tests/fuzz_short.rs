@@ -1,5 +1,6 @@
-//! The body of the fuzz target `wire_to_command` for a bounded time on fixed seeds, and one step
-//! further: what it lets through is applied to a store, which must neither fail nor go back.
+//! The bodies of the fuzz targets `wire_to_command` and `gateway_json` for a bounded time on fixed
+//! seeds, and with the first one step further: what it lets through is applied to a store, which must
+//! neither fail nor go back.
 //!
 //! `KELSON_FUZZ_SECONDS` sets the time, `KELSON_FUZZ_SEED` repeats one seed.
 
@@ -15,7 +16,7 @@ use kelson_api::etcdserverpb::{
     AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest,
     LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
-use kelson_server::fuzz::{auth_token, wire_to_command};
+use kelson_server::fuzz::{auth_token, gateway_json, wire_to_command};
 use kelson_storage::log::{Durable, DurablePublisher};
 use kelson_storage::{DataDir, LogId, Options, Reply, Store};
 
@@ -205,6 +206,89 @@ impl Drop for Seed {
             eprintln!("failed; repeat with KELSON_FUZZ_SEED={}", self.0);
         }
     }
+}
+
+/// Pieces of what clients send to the JSON gateway, right and wrong.
+const PIECES: &[&str] = &[
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ",",
+    " ",
+    "\n",
+    "\"",
+    "null",
+    "true",
+    "-1",
+    "1.5e3",
+    "\"7\"",
+    "01",
+    "x",
+    "\"\\u00e9\"",
+    "\"\\ud800\"",
+    "\"YQ==\"",
+    "\"_-8\"",
+    "{\"key\":\"YQ==\"}",
+    "\"key\":",
+    "\"limit\":",
+    "\"success\":[",
+    "{\"request_put\":{",
+    "\"requestTxn\":{",
+    "\"create_request\":{",
+    "\"ID\":",
+    "\"filters\":[\"NOPUT\",1]",
+    "\"sort_order\":\"DESCEND\"",
+    "\"nothing\":[{\"a\":\"}\"}]",
+    "\"peerURLs\":[\"http://x\"]",
+    "\"name\":\"<&>\"",
+    "\"range_end\":\"AA\"",
+    "\"memberID\":18446744073709551615",
+];
+
+impl Random {
+    /// A body for the gateway behind the bytes that name its path and how it is cut.
+    fn body(&mut self) -> Vec<u8> {
+        let mut body = vec![self.below(256) as u8, self.below(256) as u8];
+        // Now and then something that is right as a whole.
+        if self.chance(3) {
+            body.push(b'{');
+            for number in 0..self.below(3) {
+                let piece = PIECES[20 + self.below(PIECES.len() as u64 - 20) as usize];
+                body.extend(if number > 0 { &b","[..] } else { b"" });
+                body.extend(piece.as_bytes());
+            }
+            body.push(b'}');
+        }
+        for _ in 0..self.below(12) {
+            body.extend(PIECES[self.below(PIECES.len() as u64) as usize].as_bytes());
+        }
+        if self.chance(4) {
+            let at = self.below(body.len() as u64) as usize;
+            body[at] = self.below(256) as u8;
+        }
+        body
+    }
+}
+
+#[test]
+fn bodies_for_the_gateway_are_refused_or_read() {
+    let only = std::env::var("KELSON_FUZZ_SEED").ok();
+    let only = only.map(|seed| seed.parse().expect("KELSON_FUZZ_SEED is a number"));
+    let seconds = std::env::var("KELSON_FUZZ_SECONDS").ok().and_then(|it| it.parse().ok());
+    let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(4));
+    let (mut seeds, mut read) = (0, 0);
+    while seeds == 0 || only.is_none() && Instant::now() < until {
+        let seed = Seed(only.unwrap_or(seeds));
+        let mut random = Random::new(seed.0);
+        for _ in 0..2000 {
+            read += gateway_json(&random.body());
+        }
+        seeds += 1;
+    }
+    println!("seeds 0 to {}, {read} requests", seeds - 1);
+    assert!(read > 100, "hardly anything is read");
 }
 
 #[test]

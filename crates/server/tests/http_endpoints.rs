@@ -30,8 +30,7 @@ fn probes_and_versions_answer_as_etcd_does() {
         let body = answer.expect("an answer").body;
         assert_eq!(body.lines().count(), 4, "{body}");
         assert!(!body.contains("non_learner"), "{body}");
-        for path in ["/", "/livez/non_learner", "/readyz/nothing", "/v3/kv/range", "/debug/pprof/"]
-        {
+        for path in ["/", "/livez/non_learner", "/readyz/nothing", "/v2/keys", "/debug/pprof/"] {
             let answer = get(port, path).expect("an answer");
             assert_eq!((answer.status, answer.body.as_str()), (404, NOT_FOUND), "{path}");
         }
@@ -48,6 +47,9 @@ const NOT_FOUND: &str = "404 page not found\n";
 #[test]
 fn each_listener_has_its_own_paths() {
     let server = Server::start(&[]);
+    assert_eq!(get(server.metrics, "/v3/kv/range").expect("an answer").status, 404);
+    assert_eq!(get(server.peer, "/v3/kv/range").expect("an answer").status, 404);
+    assert_eq!(get(server.client, "/v3/kv/range").expect("an answer").status, 501);
     let version = "{\"etcdserver\":\"3.7.1\",\"etcdcluster\":\"3.7.0\",\"storage\":\"3.7.0\"}";
     eventually(|| get(server.client, "/version").expect("an answer").body == version);
     assert_eq!(get(server.peer, "/version").expect("an answer").body, version);
@@ -76,6 +78,8 @@ fn browsers_and_host_names_are_let_in_by_the_flags() {
     let answer = ask(server.client, "OPTIONS", "/health", good).expect("an answer");
     assert_eq!(answer.status, 200);
     assert!(answer.headers.contains("access-control-allow-origin: http://good.example"));
+    // The headers are there in any case if everybody may call; scripts gateway/browsers and
+    // gateway/origins have the rest.
     let foreign = "Host: good.example\r\nOrigin: http://evil.example\r\n";
     let answer = ask(server.client, "GET", "/health", foreign).expect("an answer");
     assert_eq!(answer.status, 200);

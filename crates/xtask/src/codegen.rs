@@ -1,14 +1,17 @@
-//! Generates crates/api/src/generated from proto/ with protox, so no protoc binary is needed.
+//! Generates crates/api/src/generated from proto/ with protox, so no protoc binary is needed: the Rust
+//! code of all packages, and the descriptors of etcd's, which the JSON gateway goes by.
 //! `--check` fails when the committed files differ from what would be generated.
 
 use std::fs;
 
 use crate::root;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     "etcd/kv.proto",
     "etcd/auth.proto",
     "etcd/rpc.proto",
+    "etcd/lock.proto",
+    "etcd/election.proto",
     "etcd/health.proto",
     "internal/command.proto",
     "internal/peer.proto",
@@ -40,6 +43,8 @@ fn generate(out: &std::path::Path) -> Result<(), String> {
     let proto = root().join("proto");
     let descriptors =
         protox::compile(FILES, [&proto]).map_err(|e| format!("compile proto files: {e}"))?;
+    fs::write(out.join("etcd_descriptors.bin"), etcd_descriptors(&proto)?)
+        .map_err(|e| format!("write the descriptors: {e}"))?;
     tonic_prost_build::configure()
         .bytes(".")
         .out_dir(out)
@@ -48,4 +53,13 @@ fn generate(out: &std::path::Path) -> Result<(), String> {
         .build_transport(true)
         .compile_fds(descriptors)
         .map_err(|e| format!("generate code: {e}"))
+}
+
+/// The files of etcd's packages as an encoded FileDescriptorSet, without comments and places.
+fn etcd_descriptors(proto: &std::path::Path) -> Result<Vec<u8>, String> {
+    let explain = |e: protox::Error| format!("compile proto files: {e}");
+    let mut compiler = protox::Compiler::new([proto]).map_err(explain)?;
+    compiler.include_imports(true).include_source_info(false);
+    compiler.open_files(FILES.iter().filter(|file| file.starts_with("etcd/"))).map_err(explain)?;
+    Ok(compiler.encode_file_descriptor_set())
 }

@@ -549,12 +549,7 @@ fn observability_flags() -> Vec<Flag> {
             "Serve /debug/pprof/."
         ),
         flag!("metrics", metrics, Full, "basic, or extensive for times of every method."),
-        flag!(
-            "enable-grpc-gateway",
-            enable_grpc_gateway,
-            Later("the JSON gateway is not offered yet"),
-            "Serve JSON under /v3/."
-        ),
+        flag!("enable-grpc-gateway", enable_grpc_gateway, Full, "Serve JSON under /v3/."),
         flag!("logger", logger, Full, "zap is the only one."),
         flag!("log-outputs", log_outputs, Full, "stdout, stderr, default or file names."),
         flag!("log-level", log_level, Full, "debug, info, warn, error, panic or fatal."),

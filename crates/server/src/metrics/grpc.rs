@@ -1,8 +1,10 @@
 //! Counters of gRPC calls as the go-grpc-prometheus middleware names them, since alerts and
 //! dashboards are written against those. Every method of every service exists at zero from the
-//! start, so that rates are right from the first call. Bumped by `grpc_layer` alone.
+//! start, so that rates are right from the first call; those of locks and elections exist from
+//! their first call on, as in etcd. Bumped by `grpc_layer` alone.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
@@ -111,6 +113,21 @@ const METHODS: &[(&str, &[(&str, &str)])] = &[
     ("grpc.health.v1.Health", &[("Check", UNARY), ("Watch", SERVER_STREAM)]),
 ];
 
+/// Methods that are shown from their first call on.
+const SHOWN_WHEN_USED: &[(&str, &[(&str, &str)])] = &[
+    ("v3lockpb.Lock", &[("Lock", UNARY), ("Unlock", UNARY)]),
+    (
+        "v3electionpb.Election",
+        &[
+            ("Campaign", UNARY),
+            ("Proclaim", UNARY),
+            ("Leader", UNARY),
+            ("Observe", SERVER_STREAM),
+            ("Resign", UNARY),
+        ],
+    ),
+];
+
 /// The counters of one method, resolved once so that a call costs a few atomic additions.
 pub struct MethodMetrics {
     /// `unary`, `server_stream` or `bidi_stream`.
@@ -143,28 +160,50 @@ const TIMED: [(&str, &str); 8] = [
 
 /// All methods by their HTTP/2 path, `/service/method`.
 pub struct GrpcMetrics {
-    methods: HashMap<String, MethodMetrics>,
+    families: Families,
+    methods: HashMap<String, Method>,
+}
+
+/// One method, and its counters once they are shown.
+struct Method {
+    kind: &'static str,
+    service: &'static str,
+    name: &'static str,
+    metrics: OnceLock<MethodMetrics>,
+}
+
+/// All methods of a table.
+fn methods(
+    table: &'static [(&'static str, &'static [(&'static str, &'static str)])],
+) -> impl Iterator<Item = (String, Method)> {
+    table.iter().flat_map(|(service, names)| {
+        names.iter().map(move |(name, kind)| {
+            let method = Method { kind, service, name, metrics: OnceLock::new() };
+            (format!("/{service}/{name}"), method)
+        })
+    })
 }
 
 impl GrpcMetrics {
     /// Registers all families and creates every child at zero.
     pub(super) fn new(registry: &Registry, extensive: bool) -> Self {
         let families = Families::new(registry, extensive);
-        let mut methods = HashMap::new();
+        let methods = methods(METHODS).chain(methods(SHOWN_WHEN_USED)).collect();
+        let made = Self { families, methods };
         for (service, names) in METHODS {
-            for (method, kind) in *names {
-                methods
-                    .insert(format!("/{service}/{method}"), families.method(kind, service, method));
+            for (name, _) in *names {
+                let _shown = made.method(&format!("/{service}/{name}"));
             }
         }
-        Self { methods }
+        made
     }
 
     /// The counters of a path; `None` for a path that no service has, which is not counted at all
     /// so that clients cannot grow the registry.
     #[must_use]
     pub fn method(&self, path: &str) -> Option<&MethodMetrics> {
-        self.methods.get(path)
+        let Method { kind, service, name, metrics } = self.methods.get(path)?;
+        Some(metrics.get_or_init(|| self.families.method(kind, service, name)))
     }
 }
 
@@ -259,9 +298,23 @@ mod tests {
             .into_iter()
             .find(|family| family.name() == "grpc_server_handled_total")
             .expect("the family is registered");
-        assert_eq!(handled.get_metric().len(), metrics.methods.len() * CODES.len());
+        let shown: usize = METHODS.iter().map(|(_, names)| names.len()).sum();
+        assert_eq!(handled.get_metric().len(), shown * CODES.len());
         assert!(metrics.method("/etcdserverpb.KV/Range").is_some());
         assert!(metrics.method("/nothing/Here").is_none());
+    }
+
+    #[test]
+    fn locks_and_elections_exist_from_their_first_call_on() {
+        let registry = Registry::new();
+        let metrics = GrpcMetrics::new(&registry, false);
+        let shown = || {
+            let page = prometheus::TextEncoder::new().encode_to_string(&registry.gather());
+            page.expect("text").contains("grpc_service=\"v3lockpb.Lock\"")
+        };
+        assert!(!shown());
+        assert!(metrics.method("/v3lockpb.Lock/Lock").is_some());
+        assert!(shown());
     }
 
     #[test]

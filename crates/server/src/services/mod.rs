@@ -9,10 +9,13 @@ pub mod wire;
 mod auth;
 mod blocking;
 mod cluster;
+mod contest;
 mod downgrade;
+mod election;
 mod health;
 mod kv;
 mod lease;
+mod lock;
 mod maintenance;
 mod range_stream;
 pub(crate) mod side;
@@ -26,6 +29,8 @@ use kelson_api::etcdserverpb::kv_server::KvServer;
 use kelson_api::etcdserverpb::lease_server::LeaseServer;
 use kelson_api::etcdserverpb::maintenance_server::MaintenanceServer;
 use kelson_api::health::health_server::HealthServer;
+use kelson_api::v3electionpb::election_server::ElectionServer;
+use kelson_api::v3lockpb::lock_server::LockServer;
 use kelson_storage::Reply;
 use tonic::Status;
 use tonic::service::Routes;
@@ -59,6 +64,13 @@ pub fn routes(app: &App, lessor: Arc<Lessor>) -> Routes {
         .add_service(
             HealthServer::new(health::HealthService::new(app)).max_decoding_message_size(bytes_max),
         );
+    // They ask the services above, as clients do.
+    let contests = contest::Contests::new(&routes.clone().prepare());
+    let lock = lock::LockService::new(app, contests.clone());
+    let election = election::ElectionService::new(app, contests);
+    let routes = routes
+        .add_service(LockServer::new(lock).max_decoding_message_size(bytes_max))
+        .add_service(ElectionServer::new(election).max_decoding_message_size(bytes_max));
     Routes::from(routes.into_axum_router().layer(wire::GrpcTextsLayer))
 }
 

@@ -12,12 +12,14 @@ use tower::{Layer, Service};
 
 /// Every service this server knows, for the difference between an unknown method and an unknown
 /// service. Kept beside `services::routes`.
-pub(super) const SERVICES: [&str; 6] = [
+pub(super) const SERVICES: [&str; 8] = [
     "etcdserverpb.KV",
     "etcdserverpb.Watch",
     "etcdserverpb.Lease",
     "etcdserverpb.Cluster",
     "etcdserverpb.Maintenance",
+    "v3lockpb.Lock",
+    "v3electionpb.Election",
     "grpc.health.v1.Health",
 ];
 
