@@ -35,6 +35,7 @@ mod stall;
 mod state_machine;
 mod status;
 mod throttle;
+mod turn;
 mod types;
 mod waiters;
 mod wire;

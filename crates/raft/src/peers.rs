@@ -82,7 +82,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    fn new(from: Identity, storage_uuid: [u8; 16], to: u64) -> Credentials {
+    pub(crate) fn new(from: Identity, storage_uuid: [u8; 16], to: u64) -> Credentials {
         Credentials {
             values: [
                 (CLUSTER, ascii(&format!("{:x}", from.cluster_id))),

@@ -22,6 +22,7 @@ use tonic::{Status, Streaming};
 use crate::codec;
 use crate::peers::{Link, Peers, Way};
 use crate::throttle::{Fsyncs, Steady, Throttle};
+use crate::turn::{Room, Turn, Turns};
 use crate::types::{Raft, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote, raft_log_id};
 use crate::wire;
 
@@ -66,7 +67,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     }
 }
 
-/// Snapshots under way from this member. Clones share them.
+/// Snapshots under way from and to this member. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Transfers {
     reader: Reader,
@@ -75,6 +76,7 @@ pub(crate) struct Transfers {
     /// Position of each transfer: the log behind it must stay.
     under_way: Arc<Mutex<BTreeMap<u64, u64>>>,
     next: Arc<AtomicU64>,
+    incoming: Turns,
 }
 
 /// Keeps the log behind one transfer.
@@ -97,6 +99,7 @@ impl Transfers {
             room: Arc::new(Semaphore::new(AT_A_TIME)),
             under_way: Arc::default(),
             next: Arc::default(),
+            incoming: Turns::new(),
         }
     }
 
@@ -182,7 +185,7 @@ async fn stream_state(
     wire::vote(reply.ballot.as_ref())
 }
 
-fn header(transfer: &Transfer, vote: &Vote) -> Result<SnapshotPart, Status> {
+pub(crate) fn header(transfer: &Transfer, vote: &Vote) -> Result<SnapshotPart, Status> {
     let Some((at, membership)) = transfer.membership() else {
         return Err(Status::internal("the state to be sent has no membership"));
     };
@@ -239,7 +242,7 @@ fn feed(
 }
 
 /// Takes a snapshot from the leader: writes it beside the local state, verifies it, and has consensus
-/// install it.
+/// install it. Ends the one that was being received before.
 pub(crate) async fn receive(
     raft: &Raft,
     transfers: &Transfers,
@@ -255,9 +258,11 @@ pub(crate) async fn receive(
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
     let membership_at = wire::log_id(header.membership_at.as_ref());
     let applied = wire::storage_position(header.applied.as_ref());
+    // Whatever becomes of this transfer, its room is free only when its files are gone or in force.
+    let (mut turn, room) = transfers.incoming.take(vote).await?;
     tracing::info!(index = applied.index, "receiving database snapshot");
     let begun = Instant::now();
-    let received = write(transfers, &mut parts).await?;
+    let (received, _room) = write(transfers, &mut parts, &mut turn, room).await?;
     if received.applied() != applied {
         return Err(Status::data_loss(
             "the snapshot is not of the position that it was said to be",
@@ -292,41 +297,44 @@ async fn next_part(parts: &mut Streaming<SnapshotPart>) -> Result<Option<Part>, 
     }
 }
 
-/// Writes all chunks in a thread of their own, which may wait for the disk.
+/// Writes all chunks in a thread of their own, which may wait for the disk. A newer transfer ends it as
+/// long as chunks are missing; then it is only a matter of this machine.
 async fn write(
     transfers: &Transfers,
     parts: &mut Streaming<SnapshotPart>,
-) -> Result<Received, Status> {
+    turn: &mut Turn,
+    room: Room,
+) -> Result<(Received, Room), Status> {
     let (chunks, waiting) = tokio::sync::mpsc::channel::<Bytes>(AHEAD);
     let reader = transfers.reader.clone();
-    let writer = in_background(move || take(&reader, waiting))?;
-    let mut failure = None;
-    loop {
-        match next_part(parts).await {
-            Ok(Some(Part::Chunk(chunk))) => {
-                if chunks.send(chunk).await.is_err() {
-                    break; // The writer failed and says why below.
-                }
-            }
-            Ok(Some(Part::Header(_))) => {
-                failure = Some(Status::invalid_argument("a second header in a snapshot"));
-                break;
-            }
-            Ok(None) => break,
-            Err(status) => {
-                failure = Some(status);
-                break;
-            }
-        }
-    }
+    // The room is dropped behind the files, also if nobody waits for them any more.
+    let writer = in_background(move || take(&reader, waiting).map(|received| (received, room)))?;
+    let passed = tokio::select! {
+        passed = pass(parts, &chunks) => passed,
+        ended = turn.ended() => Err(ended),
+    };
     // Without the last chunk the writer refuses what it has and takes it away.
     drop(chunks);
-    if let Some(status) = failure {
-        return Err(status);
-    }
+    passed?;
     let late = |_| Status::deadline_exceeded("the snapshot could not be made durable in time");
     let written = tokio::time::timeout(FINISH_TIME, writer).await.map_err(late)?;
     written.map_err(|_| thread_is_gone())?
+}
+
+/// Hands all chunks to the writer; ends early if the writer does, which then says why.
+async fn pass(
+    parts: &mut Streaming<SnapshotPart>,
+    chunks: &tokio::sync::mpsc::Sender<Bytes>,
+) -> Result<(), Status> {
+    while let Some(part) = next_part(parts).await? {
+        let Part::Chunk(chunk) = part else {
+            return Err(Status::invalid_argument("a second header in a snapshot"));
+        };
+        if chunks.send(chunk).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn take(

@@ -1,8 +1,12 @@
 //! Tests of the member as a whole that need its inside: short logs, ends that are forced.
 
 use kelson_api::etcdserverpb::{PutRequest, RangeRequest};
+use kelson_api::peer::peer_client::PeerClient;
+use kelson_api::peer::{SnapshotPart, snapshot_part};
 
 use super::*;
+use crate::peers::Credentials;
+use crate::snapshot;
 
 /// A member that does not know who votes asks consensus for it, and then for its barriers; here it
 /// finds that it is a quorum by itself.
@@ -86,6 +90,77 @@ async fn bind() -> (tokio::net::TcpListener, String) {
     (listener, url)
 }
 
+/// The first member of a cluster below a directory, served to the others.
+async fn found(dir: &std::path::Path, retention: Retention) -> (Node, Reader, NodeConfig) {
+    let (listener, url) = bind().await;
+    let config = NodeConfig {
+        initial_cluster: vec![("default".into(), vec![url.clone()])],
+        advertise_peer_urls: vec![url],
+        ..NodeConfig::with_defaults(dir.join("a"))
+    };
+    let started = Node::start_with(config.clone(), retention).await;
+    let (node, reader) = started.expect("first start");
+    serve(&node, listener);
+    (node, reader, config)
+}
+
+/// A second one that was added and is to be started and served: its id, settings and listener.
+async fn invite(
+    node: &Node,
+    first: &NodeConfig,
+    dir: &std::path::Path,
+) -> (u64, NodeConfig, tokio::net::TcpListener) {
+    let (listener, url) = bind().await;
+    let add = MemberChange::Add { peer_urls: vec![url.clone()], is_learner: false };
+    let id = node.change_members(add).await.expect("added");
+    let mut cluster = first.initial_cluster.clone();
+    cluster.push(("b".into(), vec![url.clone()]));
+    let config = NodeConfig {
+        name: "b".into(),
+        initial_cluster: cluster,
+        advertise_peer_urls: vec![url],
+        initial_state_existing: true,
+        ..NodeConfig::with_defaults(dir.join("b"))
+    };
+    (id, config, listener)
+}
+
+/// Keeps hardly any log: who joins later needs the whole state.
+const SHORT: Retention = Retention {
+    look: Duration::from_millis(20),
+    keep_bytes: 1,
+    keep_bytes_max: u64::MAX,
+    step_entries: 10,
+    catch_up_entries: 20,
+};
+
+async fn put(node: &Node, key: impl Into<bytes::Bytes>) {
+    let put = PutRequest {
+        key: key.into(),
+        // The log is measured in marks of a megabyte.
+        value: vec![0; 20_000].into(),
+        ..PutRequest::default()
+    };
+    node.propose(Op::Put(put)).await.expect("proposed").result.expect("a put");
+}
+
+/// Writes until the first entries are no longer in the log.
+async fn outgrow_the_log(node: &Node) {
+    for i in 0..300 {
+        put(node, format!("key{i}")).await;
+    }
+    until(&|| node.log().first_index() >= 100).await.expect("the log is purged");
+}
+
+async fn until(is_so: &dyn Fn() -> bool) -> Result<(), tokio::time::error::Elapsed> {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await
+}
+
 fn count(reader: &Reader) -> i64 {
     let request = RangeRequest {
         key: "\0".into(),
@@ -100,66 +175,17 @@ fn count(reader: &Reader) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_brings_a_new_member() {
     let dir = tempfile::tempdir().expect("make a directory");
-    let retention = Retention {
-        look: Duration::from_millis(20),
-        keep_bytes: 1,
-        keep_bytes_max: u64::MAX,
-        step_entries: 10,
-        catch_up_entries: 20,
-    };
-    let (listener, url) = bind().await;
-    let first = NodeConfig {
-        initial_cluster: vec![("default".into(), vec![url.clone()])],
-        advertise_peer_urls: vec![url],
-        ..NodeConfig::with_defaults(dir.path().join("a"))
-    };
-    let started = Node::start_with(first.clone(), retention).await;
-    let (node, reader) = started.expect("first start");
-    serve(&node, listener);
-    let put = async |key: String| {
-        let put = PutRequest {
-            key: key.into(),
-            // The log is measured in marks of a megabyte.
-            value: vec![0; 20_000].into(),
-            ..PutRequest::default()
-        };
-        node.propose(Op::Put(put)).await.expect("proposed").result.expect("a put");
-    };
-    for i in 0..300 {
-        put(format!("key{i}")).await;
-    }
-    let purging = async {
-        while node.log().first_index() < 100 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), purging).await.expect("the log is purged");
-
-    let (listener, url) = bind().await;
-    let add = MemberChange::Add { peer_urls: vec![url.clone()], is_learner: false };
-    let id = node.change_members(add).await.expect("added");
-    let mut cluster = first.initial_cluster.clone();
-    cluster.push(("b".into(), vec![url.clone()]));
-    let second = NodeConfig {
-        name: "b".into(),
-        initial_cluster: cluster,
-        advertise_peer_urls: vec![url.clone()],
-        initial_state_existing: true,
-        ..NodeConfig::with_defaults(dir.path().join("b"))
-    };
+    let (node, reader, first) = found(dir.path(), SHORT).await;
+    outgrow_the_log(&node).await;
+    let (id, second, listener) = invite(&node, &first, dir.path()).await;
     let (joined, copy) = Node::start(second.clone()).await.expect("join");
     serve(&joined, listener);
     let within = Duration::from_secs(60);
     tokio::time::timeout(within, joined.ready()).await.expect("in time").expect("ready");
     assert_eq!((count(&copy), copy.revision()), (300, 301));
     assert!(joined.log().first_index() > 100, "its log begins behind the snapshot");
-    let voting = async {
-        while !node.voters().contains(&id) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(within, voting).await.expect("it gets its vote");
-    put("both".into()).await;
+    until(&|| node.voters().contains(&id)).await.expect("it gets its vote");
+    put(&node, "both").await;
     let hash = |reader: &Reader| reader.hash_kv(0).expect("hashes").hash;
     tokio::time::timeout(within, joined.ready()).await.expect("in time").expect("ready");
     assert_eq!(hash(&reader), hash(&copy));
@@ -172,41 +198,59 @@ async fn a_snapshot_brings_a_new_member() {
     node.shutdown().await;
 }
 
+/// A sender that loses its power says no more: what it began must not keep out the next leader's state.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_transfer_ends_the_one_before() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let (node, _, first) = found(dir.path(), SHORT).await;
+    outgrow_the_log(&node).await;
+    let (id, second, listener) = invite(&node, &first, dir.path()).await;
+    let (joined, copy) = Node::start(second).await.expect("join");
+    let (side, side_url) = bind().await;
+    serve(&joined, side);
+
+    // The first one, by another way than the members', stops for ever after its first chunk.
+    let mut state = node.reader().transfer().expect("a state to send");
+    let vote = Vote::new_committed(node.status().term, node.inner.member_id);
+    let (mut parts, stream) = futures::channel::mpsc::channel(2);
+    let chunk = state.next_chunk().expect("readable").expect("not empty");
+    for part in [
+        snapshot::header(&state, &vote).expect("a header"),
+        SnapshotPart { part: Some(snapshot_part::Part::Chunk(chunk)) },
+    ] {
+        parts.try_send(part).expect("there is room");
+    }
+    let endpoint = tonic::transport::Endpoint::from_shared(side_url).expect("a URL");
+    let credentials = Credentials::new(node.inner.identity, node.inner.storage_uuid, id);
+    let mut client = PeerClient::with_interceptor(endpoint.connect_lazy(), credentials);
+    let stalled = tokio::spawn(async move { client.snapshot(stream).await });
+    let state_dir = dir.path().join("b/member/state");
+    let generations = || {
+        let names = std::fs::read_dir(&state_dir).expect("a state");
+        names.filter(|name| name.as_ref().is_ok_and(|name| name.path().is_dir())).count()
+    };
+    until(&|| generations() == 2).await.expect("files of the first transfer");
+
+    serve(&joined, listener);
+    // Far less than a transfer may be silent.
+    let within = Duration::from_secs(10);
+    tokio::time::timeout(within, joined.ready()).await.expect("in time").expect("ready");
+    assert_eq!(count(&copy), 300);
+    let refusal = stalled.await.expect("no panic").expect_err("it has ended");
+    assert_eq!(refusal.code(), tonic::Code::Aborted, "{refusal}");
+    drop(parts);
+    joined.shutdown().await;
+    node.shutdown().await;
+}
+
 /// A removal takes two entries. Whoever asked for it goes away between them, as a leader that dies does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removal_that_was_left_half_done_is_finished() {
     let dir = tempfile::tempdir().expect("make a directory");
-    let (listener, url) = bind().await;
-    let first = NodeConfig {
-        initial_cluster: vec![("default".into(), vec![url.clone()])],
-        advertise_peer_urls: vec![url],
-        ..NodeConfig::with_defaults(dir.path().join("a"))
-    };
-    let (node, reader) = Node::start(first.clone()).await.expect("first start");
-    serve(&node, listener);
-    let (listener, url) = bind().await;
-    let add = MemberChange::Add { peer_urls: vec![url.clone()], is_learner: false };
-    let id = node.change_members(add).await.expect("added");
-    let mut cluster = first.initial_cluster.clone();
-    cluster.push(("b".into(), vec![url.clone()]));
-    let second = NodeConfig {
-        name: "b".into(),
-        initial_cluster: cluster,
-        advertise_peer_urls: vec![url],
-        initial_state_existing: true,
-        ..NodeConfig::with_defaults(dir.path().join("b"))
-    };
+    let (node, reader, first) = found(dir.path(), Retention::keeping(5_000)).await;
+    let (id, second, listener) = invite(&node, &first, dir.path()).await;
     let (joined, _) = Node::start(second).await.expect("join");
     serve(&joined, listener);
-    let within = Duration::from_secs(60);
-    let until = async |is_so: &dyn Fn() -> bool| {
-        let waiting = async {
-            while !is_so() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(within, waiting).await
-    };
     until(&|| node.voters().contains(&id)).await.expect("it gets its vote");
     until(&|| node.inner.members.halfway().is_none()).await.expect("the vote is in force");
 
@@ -230,37 +274,15 @@ async fn a_removal_that_was_left_half_done_is_finished() {
 async fn a_purged_log_restarts() {
     let dir = tempfile::tempdir().expect("make a directory");
     let config = NodeConfig::with_defaults(dir.path().join("data"));
-    let retention = Retention {
-        look: Duration::from_millis(20),
-        keep_bytes: 1,
-        keep_bytes_max: u64::MAX,
-        step_entries: 10,
-        catch_up_entries: 20,
-    };
-    let (node, _) = Node::start_with(config.clone(), retention).await.expect("first start");
-    let last = 300;
-    for i in 0..last {
-        let put = PutRequest {
-            key: format!("key{i}").into(),
-            // The log is measured in marks of a megabyte.
-            value: vec![0; 20_000].into(),
-            ..PutRequest::default()
-        };
-        node.propose(Op::Put(put)).await.expect("proposed").result.expect("a put");
-    }
-    let purging = async {
-        while node.log().first_index() < 100 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), purging).await.expect("the log is purged");
+    let (node, _) = Node::start_with(config.clone(), SHORT).await.expect("first start");
+    outgrow_the_log(&node).await;
     let kept = node.log().last_id().index - node.log().first_index();
     assert!(kept >= 20, "{kept} entries are kept for slow members");
     node.shutdown().await;
 
     let (node, reader) = Node::start(config).await.expect("restart");
     assert!(node.inner.progress.reads_are_local());
-    for i in 0..last {
+    for i in 0..300 {
         let key = format!("key{i}").into();
         let request = RangeRequest { key, count_only: true, ..RangeRequest::default() };
         let (response, _) = reader.range(&request).expect("reads the newest revision");
