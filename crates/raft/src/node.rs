@@ -422,13 +422,15 @@ impl Inner {
         for (id, peer) in arrival.iter().flat_map(|arrival| &arrival.members) {
             peers.tell(*id, &peer.peer_urls);
         }
-        let transfers = Transfers::new(reader.clone(), log.clone());
+        let is_simulated = config.simulated.is_some();
+        let transfers = Transfers::new(reader.clone(), log.clone(), is_simulated);
         let voted_term = vote.leader_id.term;
         let progress =
             Arc::new(Progress::new(member_id, voted_term, store.applied(), log.last_id()));
         let waiters = Arc::new(Waiters::default());
         let store: SharedStore = Arc::new(Mutex::new(Some(store)));
-        let entries = LogStore::new(log.clone(), Some(vote), progress.clone());
+        let landing = config.simulated.as_ref().map(|simulated| simulated.landing.clone());
+        let entries = LogStore::new(log.clone(), Some(vote), progress.clone(), landing);
         let state_machine = StateMachine::new(
             store.clone(),
             reader.clone(),
@@ -583,6 +585,7 @@ fn open(
     };
     let log_options = LogOptions {
         fsync: !config.unsafe_no_fsync,
+        segment_bytes: config.log_segment_bytes,
         ..LogOptions::new(data_dir.wal_dir(), data_dir.storage_uuid())
     };
     let (asked, most) = (config.max_request_bytes, log_options.payload_bytes_max() / 2);
@@ -590,7 +593,10 @@ fn open(
         let text = format!("--max-request-bytes is {asked}, the log takes at most {most}");
         return Err(StartError::Settings(text));
     }
-    let opened = Log::open(log_options)?;
+    let opened = match &config.simulated {
+        Some(simulated) => Log::open_on(log_options, simulated.disk.clone())?,
+        None => Log::open(log_options)?,
+    };
     let vote = match opened.vote {
         Some(bytes) => codec::decode_vote(bytes)?,
         None => first_vote(&opened.log, identity.member_id)?,

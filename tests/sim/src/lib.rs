@@ -3,6 +3,7 @@
 //! stands outside of everything: it knows the storage only by its public doors and its system calls.
 
 pub mod args;
+pub mod cluster;
 pub mod cuts;
 pub mod disk;
 pub mod enumerate;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use kelson_sim::args::Args;
+use kelson_sim::cluster::command;
 use kelson_sim::cuts::{Choice, Only};
 use kelson_sim::enumerate::{self, Extent, Report, Violation};
 use kelson_sim::plan::Scale;
@@ -27,6 +28,8 @@ fn main() -> ExitCode {
     let outcome = match words.next().as_deref() {
         Some("crash-points") => crash_points(Args::new(words)),
         Some("member") => member(&words.collect::<Vec<_>>()),
+        Some("turmoil") => command::turmoil(Args::new(words)),
+        Some("cluster") => command::cluster(&words.collect::<Vec<_>>()),
         Some("worker") => work(&words.collect::<Vec<_>>()),
         _ => Err(USAGE.to_owned()),
     };
