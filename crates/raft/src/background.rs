@@ -1,16 +1,32 @@
-//! Work of seconds or minutes that waits for the disk and must give way to the work for clients: the
-//! sending and the receiving of a state. It is done in steps, on one thread that has less of a processor
-//! than others. It knows nothing of what the steps do.
+//! Work that waits for the disk, away from the runtime. What takes seconds or minutes, the sending and
+//! the receiving of a state, gives way to the work for clients: it is done in steps, on one thread that
+//! has less of a processor than others. It knows nothing of what the steps do.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::task::JoinError;
 use tonic::Status;
 
 /// How much less of a processor than others the thread gets.
 const NICENESS: i32 = 10;
+
+/// Does work that may wait for the disk. In a simulation everything else waits for it: nothing may happen
+/// at a time of its own.
+///
+/// # Errors
+/// The work panicked.
+///
+/// # Cancel safety
+/// Dropping the future leaves the work to be done.
+pub(crate) async fn blocking<T: Send + 'static>(
+    is_simulated: bool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    if is_simulated { Ok(work()) } else { tokio::task::spawn_blocking(work).await }
+}
 
 type Step<T> = Box<dyn FnOnce(&mut T) + Send>;
 
@@ -19,8 +35,8 @@ type Step<T> = Box<dyn FnOnce(&mut T) + Send>;
 pub(crate) enum Background<T> {
     /// On a thread of its own.
     Thread(Sender<Step<T>>),
-    /// In a simulation: time stands still during a step.
-    Pool(Arc<Mutex<T>>),
+    /// In a simulation, where everything waits.
+    Here(Arc<Mutex<T>>),
 }
 
 impl<T: Send + 'static> Background<T> {
@@ -28,7 +44,7 @@ impl<T: Send + 'static> Background<T> {
     /// `ResourceExhausted`: there is no thread.
     pub(crate) fn start(mut subject: T, is_simulated: bool) -> Result<Self, Status> {
         if is_simulated {
-            return Ok(Background::Pool(Arc::new(Mutex::new(subject))));
+            return Ok(Background::Here(Arc::new(Mutex::new(subject))));
         }
         let (steps, waiting) = channel::<Step<T>>();
         let thread = std::thread::Builder::new().name("snapshot".to_owned()).spawn(move || {
@@ -61,9 +77,9 @@ impl<T: Send + 'static> Background<T> {
                 steps.send(Box::new(step)).map_err(|_| is_gone())?;
                 receiver.await.map_err(|_| is_gone())
             }
-            Background::Pool(subject) => {
+            Background::Here(subject) => {
                 let subject = subject.clone();
-                let step = tokio::task::spawn_blocking(move || work(&mut subject.lock()));
+                let step = blocking(true, move || work(&mut subject.lock()));
                 step.await.map_err(|_| is_gone())
             }
         }

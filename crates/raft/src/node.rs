@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 
+use crate::background::blocking;
 use crate::config::NodeConfig;
 use crate::confirm::Confirm;
 use crate::error::{StartError, abort};
@@ -103,7 +104,8 @@ impl Node {
     ) -> Result<(Node, Reader), StartError> {
         let settings = config.consensus()?;
         let opening = config.clone();
-        let data_dir = blocking(move || Ok(DataDir::open(&opening.data_dir)?)).await?;
+        let is_simulated = config.simulated.is_some();
+        let data_dir = opened(is_simulated, move || Ok(DataDir::open(&opening.data_dir)?)).await?;
         let arrival = match data_dir.identity() {
             Some(_) => None,
             None => Some(join::arrive(&config).await?),
@@ -111,8 +113,8 @@ impl Node {
         let opening = config.clone();
         let first = arrival.as_ref().map(|arrival| arrival.identity);
         let stored = data_dir.identity().map(|identity| identity.member_id);
-        let opened = blocking(move || open(&opening, data_dir, first)).await;
-        let opened = opened.map_err(|error| error.of(stored))?;
+        let ready = opened(is_simulated, move || open(&opening, data_dir, first)).await;
+        let opened = ready.map_err(|error| error.of(stored))?;
         let reader = opened.reader.clone();
         let inner = Inner::run(opened, &config, settings, retention, arrival).await?;
         let node = Node { inner: Arc::new(inner) };
@@ -438,6 +440,7 @@ impl Inner {
             progress.clone(),
             peers.removed().clone(),
             member_id,
+            is_simulated,
         );
         let settings = Arc::new(settings);
         let network = Network {
@@ -559,11 +562,12 @@ impl Inner {
     }
 }
 
-/// Runs a step that may wait for the disk.
-async fn blocking<T: Send + 'static>(
+/// Runs a step of the opening, which may wait for the disk.
+async fn opened<T: Send + 'static>(
+    is_simulated: bool,
     step: impl FnOnce() -> Result<T, StartError> + Send + 'static,
 ) -> Result<T, StartError> {
-    let result = tokio::task::spawn_blocking(step).await;
+    let result = blocking(is_simulated, step).await;
     result.map_err(|e| StartError::System(format!("open the data directory: {e}")))?
 }
 

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tonic::{Status, Streaming};
 
-use crate::background::Background;
+use crate::background::{Background, blocking};
 use crate::codec;
 use crate::peers::{Link, Peers, Way};
 use crate::throttle::{Fsyncs, Steady, Throttle};
@@ -163,7 +163,7 @@ async fn stream_state(
 ) -> Result<Vote, Status> {
     let begun = Instant::now();
     let reader = transfers.reader.clone();
-    let opened = tokio::task::spawn_blocking(move || reader.transfer()).await;
+    let opened = blocking(transfers.is_simulated, move || reader.transfer()).await;
     let transfer = opened
         .map_err(|error| Status::internal(error.to_string()))?
         .map_err(|fatal| Status::internal(fatal.to_string()))?;

@@ -16,6 +16,8 @@ use crate::image::fast_dir;
 
 /// Real time for one seed.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// What members say in a report.
+const LOG: &str = "error,kelson_raft=warn,kelson_storage=warn";
 /// Runs that are spent on making one schedule smaller.
 const SHRINK_RUNS: usize = 200;
 
@@ -68,7 +70,7 @@ fn wish(mut args: Args) -> Result<Wish, String> {
         workers: args.number("workers")?.unwrap_or(2).clamp(1, 64) as usize,
         keep,
         trace: args.take("trace")?.map(Into::into),
-        log: args.take("log")?.unwrap_or_else(|| "warn".to_owned()),
+        log: args.take("log")?.unwrap_or_else(|| LOG.to_owned()),
         is_to_shrink: args.take_flag("shrink"),
     };
     args.done()?;
@@ -285,7 +287,7 @@ fn in_a_process(
     }
     if let Some(path) = trace {
         fs::write(path, &report.trace).map_err(io)?;
-        if log != "warn" {
+        if log != LOG {
             eprint!("{said}");
         }
     }
@@ -308,10 +310,14 @@ pub fn cluster(words: &[String]) -> Result<ExitCode, String> {
         without: numbers(without)?,
         flaw: Flaw::from_name(flaw),
     };
-    let log = std::env::var("KELSON_SIM_LOG").unwrap_or_else(|_| "warn".to_owned());
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(log).init();
+    let log = std::env::var("KELSON_SIM_LOG").unwrap_or_else(|_| LOG.to_owned());
+    tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .with_env_filter(log)
+        .init();
     let home = Path::new(home);
-    let report = simulate(&run, home);
+    let report = simulate(&run, home)?;
     let io = |error: std::io::Error| format!("write the report: {error}");
     fs::write(home.join("trace"), &report.trace).map_err(io)?;
     fs::write(home.join("report"), text_of(&report)).map_err(io)?;

@@ -43,14 +43,23 @@ pub(super) struct Read {
 type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// What one life of a member has shown.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Shown {
     applied: u64,
     revision: i64,
     term: u64,
     committed: u64,
+    /// Revisions up to here were compared.
     seen: i64,
     line: String,
+}
+
+impl Default for Shown {
+    fn default() -> Self {
+        // An empty store stands at revision 1.
+        let (line, seen) = (String::new(), 1);
+        Self { applied: 0, revision: 0, term: 0, committed: 0, seen, line }
+    }
 }
 
 /// All that is known of a run.
@@ -177,7 +186,10 @@ impl History {
             Recent::Batches(batches) => batches,
             // It began later than that, from its files.
             Recent::TooOld => match reader.changes(shown.seen + 1, usize::MAX, usize::MAX) {
-                Ok(changes) => changes.batches,
+                Ok(changes) => {
+                    shown.seen = shown.seen.max(changes.next - 1);
+                    changes.batches
+                }
                 Err(_) => {
                     shown.seen = reader.compacted().max(shown.seen);
                     return;

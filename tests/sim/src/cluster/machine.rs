@@ -3,6 +3,7 @@
 //! libraries ask for time and randomness in places that no parameter reaches (the order of a hash map,
 //! the choice of `select!`, the deadline of a request). A process simulates once, and nothing else.
 //! It decides nothing: before [`begin`] both calls are the system's.
+#![allow(unreachable_pub, reason = "the linker sees the two functions")]
 #![allow(unsafe_code, reason = "functions of the C library are replaced, and called")]
 
 use std::cell::Cell;
@@ -32,8 +33,8 @@ thread_local! {
 pub(super) fn begin(seed: u64) {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     system_clock(libc::CLOCK_MONOTONIC, &raw mut now);
-    let nanoseconds = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
-    BASE.store(nanoseconds, Ordering::SeqCst);
+    // Never behind the system's, which waits go by; a whole second, so that rounding is the same.
+    BASE.store((now.tv_sec.unsigned_abs() + 1) * 1_000_000_000, Ordering::SeqCst);
     OTHERS.store(Rng::fork(seed, 101).draw(), Ordering::SeqCst);
     RANDOM.set(Some(Rng::fork(seed, 102).draw()));
     IS_SIMULATED.store(true, Ordering::SeqCst);
@@ -42,13 +43,6 @@ pub(super) fn begin(seed: u64) {
 /// Sets the time since the beginning. Unit: milliseconds.
 pub(super) fn set_now(milliseconds: u64) {
     NOW.store(milliseconds * 1_000_000, Ordering::SeqCst);
-}
-
-/// The machine's own clock. Unit: milliseconds.
-pub(super) fn real_now() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    system_clock(libc::CLOCK_MONOTONIC, &raw mut now);
-    now.tv_sec.unsigned_abs() * 1_000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 fn system_clock(clock: libc::clockid_t, into: *mut libc::timespec) -> c_int {

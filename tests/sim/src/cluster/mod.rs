@@ -91,6 +91,13 @@ pub struct Report {
 }
 
 /// Runs one seed in this process, which must not do anything else before or after.
-pub fn simulate(run: &Run, home: &Path) -> Report {
-    world::simulate(run.clone(), &run.steps(), home)
+///
+/// # Errors
+/// The run panicked.
+pub fn simulate(run: &Run, home: &Path) -> Result<Report, String> {
+    // A thread that is new has drawn no random number yet.
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| world::simulate(run.clone(), &run.steps(), home));
+        running.join().map_err(|_| "the simulation panicked".to_owned())
+    })
 }
