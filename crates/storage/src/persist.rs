@@ -242,10 +242,19 @@ impl Persister {
         queue.deltas.push_back(delta);
         queue.is_idle = false;
         self.shared.work.notify_one();
-        while self.shared.in_step && !queue.is_idle && !queue.is_closed() {
-            self.shared.room.wait(&mut queue);
+        drop(queue);
+        if self.shared.in_step {
+            self.settle();
         }
         Ok(())
+    }
+
+    /// Waits until the writer has nothing to do.
+    pub(crate) fn settle(&self) {
+        let mut queue = self.shared.queue.lock();
+        while !queue.is_idle && !queue.is_closed() {
+            self.shared.room.wait(&mut queue);
+        }
     }
 
     /// Queues the removal of rows that a compaction to revision `done` made superfluous; `last` ends
@@ -264,6 +273,7 @@ impl Persister {
         }
         let after = queue.pushed;
         queue.slices.push_back(Slice { rows, revision: done, last, after });
+        queue.is_idle = false;
         self.shared.work.notify_one();
     }
 

@@ -83,10 +83,6 @@ fn url(member: usize) -> String {
 /// Runs one seed to its end, on the calling thread, in a process that does nothing else.
 pub(super) fn simulate(run: Run, steps: &[Step], home: &Path) -> Report {
     machine::begin(run.seed);
-    {
-        use std::hash::BuildHasher;
-        eprintln!("RANDOM {:x}", std::hash::RandomState::new().hash_one(1));
-    }
     let mut driver = Driver::new(run, home);
     driver.play(steps);
     driver.report()
