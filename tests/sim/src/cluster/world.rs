@@ -482,13 +482,41 @@ impl Driver {
         }
     }
 
+    /// A spare member that is no member any more need not come back. It may not have heard of it: who
+    /// has no vote asks nobody.
+    fn dismiss_spare(&mut self) {
+        let spare = self.world.run.members;
+        if !self.world.slots[spare].lock().is_wanted {
+            return;
+        }
+        let address = url(spare);
+        let lists = |row: &kelson_api::etcdserverpb::Member| row.peer_ur_ls.contains(&address);
+        let mut stands = BTreeSet::new();
+        for slot in &self.world.slots[..spare] {
+            let slot = slot.lock();
+            let Some(running) = &slot.running else { return };
+            if running.reader.members().iter().any(lists) {
+                return;
+            }
+            stands.insert(running.reader.applied());
+        }
+        if stands.len() == 1 {
+            self.say("the spare is no member");
+            self.world.slots[spare].lock().is_wanted = false;
+            self.stop(spare, false);
+        }
+    }
+
     /// Everybody stands where everybody else does.
     fn until_whole(&mut self) -> bool {
         let until = self.now + HEAL_TIME;
         while self.now < until && !self.is_over() {
             self.tick();
-            if self.now.is_multiple_of(100) && self.is_whole() {
-                return true;
+            if self.now.is_multiple_of(100) {
+                self.dismiss_spare();
+                if self.is_whole() {
+                    return true;
+                }
             }
         }
         false
@@ -667,8 +695,10 @@ async fn start(world: &Arc<World>, member: usize) -> Option<(Node, Reader)> {
     loop {
         match Node::start(config.clone()).await {
             Ok(started) => return Some(started),
-            // Nobody can be asked yet.
-            Err(StartError::NoClusterInfo(_)) => {
+            // Nobody can be asked yet, or who was asked does not know of the addition.
+            Err(StartError::NoClusterInfo(_) | StartError::OtherCluster(_))
+                if config.initial_state_existing =>
+            {
                 tokio::time::sleep(Duration::from_millis(300)).await;
             }
             Err(error) => {
