@@ -74,16 +74,14 @@ impl LogDisk {
     pub(super) fn for_a_life(&self, mut rng: Rng) -> Simulated {
         let (flights, landing_flights) = mpsc::unbounded_channel();
         tokio::spawn(land(self.clone(), landing_flights));
-        let (this, last) = (self.clone(), Mutex::new(Instant::now()));
+        let (this, groups) = (self.clone(), Mutex::new(Groups::new()));
         let rng = Mutex::new(move |bound: u64| rng.below(bound));
         let landing: Landing = Arc::new(move |log: &Log, done: Done| {
             let (number, slowness) = this.ask(log);
             let takes = (rng.lock())(slowness * 1_000 + 1);
-            let mut last = last.lock();
-            // One after the other, as a disk works.
-            *last = (*last).max(Instant::now()) + Duration::from_micros(takes);
+            let lands = groups.lock().lands(Instant::now(), Duration::from_micros(takes));
             // Without a receiver the member is gone, and nobody waits.
-            let _ = flights.send(Flight { number, lands: *last, done });
+            let _ = flights.send(Flight { number, lands, done });
             let this = this.clone();
             Box::new(move |result| this.reach(number, result))
         });
@@ -155,6 +153,31 @@ impl LogDisk {
             (true, _) => Crash::Torn(rng.draw()),
         };
         self.inner.disk.cut(at, crash)
+    }
+}
+
+/// When operations land: all that come during one sync share the next one.
+struct Groups {
+    /// The end of the sync under way.
+    busy_until: Instant,
+    /// The end of the one behind it, if anybody waits for that.
+    next: Option<Instant>,
+}
+
+impl Groups {
+    fn new() -> Self {
+        Self { busy_until: Instant::now(), next: None }
+    }
+
+    fn lands(&mut self, now: Instant, takes: Duration) -> Instant {
+        if now >= self.busy_until {
+            self.busy_until = self.next.take().unwrap_or(self.busy_until);
+        }
+        if now >= self.busy_until {
+            self.busy_until = now + takes;
+            return self.busy_until;
+        }
+        *self.next.get_or_insert(self.busy_until + takes)
     }
 }
 

@@ -15,8 +15,11 @@ use crate::rng::Rng;
 /// When simulated time begins, for wall clocks. Unit: seconds since 1970.
 const EPOCH: u64 = 1_790_000_000;
 
+/// How far the simulated clock is ahead of the system's at the beginning. Unit: seconds.
+const AHEAD: u64 = 100_000;
+
 static IS_SIMULATED: AtomicBool = AtomicBool::new(false);
-/// The system's monotonic clock at the beginning. Unit: nanoseconds.
+/// The monotonic clock at the beginning. Unit: nanoseconds.
 static BASE: AtomicU64 = AtomicU64::new(0);
 /// Simulated time since the beginning. Unit: nanoseconds.
 static NOW: AtomicU64 = AtomicU64::new(0);
@@ -33,8 +36,9 @@ thread_local! {
 pub(super) fn begin(seed: u64) {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     system_clock(libc::CLOCK_MONOTONIC, &raw mut now);
-    // Never behind the system's, which waits go by; a whole second, so that rounding is the same.
-    BASE.store((now.tv_sec.unsigned_abs() + 1) * 1_000_000_000, Ordering::SeqCst);
+    // Waits with a deadline go by the system's clock, and one that was behind it would end them at once.
+    // A whole second, so that rounding is the same.
+    BASE.store((now.tv_sec.unsigned_abs() + AHEAD) * 1_000_000_000, Ordering::SeqCst);
     OTHERS.store(Rng::fork(seed, 101).draw(), Ordering::SeqCst);
     RANDOM.set(Some(Rng::fork(seed, 102).draw()));
     IS_SIMULATED.store(true, Ordering::SeqCst);

@@ -30,7 +30,7 @@ const LOOK_EVERY: u64 = 10;
 /// Clients of each member.
 const CLIENTS: u64 = 2;
 /// Simulated time in which a healed cluster must be whole. Unit: milliseconds.
-const HEAL_TIME: u64 = 30_000;
+const HEAL_TIME: u64 = 10_000;
 /// How long a fault waits for its occasion. Unit: milliseconds.
 const OCCASION: u64 = 6_000;
 
