@@ -64,8 +64,11 @@ struct State {
     calls: Vec<Call>,
     faults: Faults,
     /// Files and names before the calls, all of it durable.
-    base: Option<Box<(Vec<Vec<u8>>, BTreeMap<PathBuf, usize>)>>,
+    base: Option<Box<Base>>,
 }
+
+/// Bytes of all files by number, and their names.
+type Base = (Vec<Vec<u8>>, BTreeMap<PathBuf, usize>);
 
 /// A disk in memory; clones are the same disk.
 #[derive(Clone, Default)]
