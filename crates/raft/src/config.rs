@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kelson_storage::Identity;
+use kelson_storage::log::{Disk, Done, Log};
 use kelson_storage::sabotage::{self, Variant};
 use openraft::{Config, SnapshotPolicy};
 
@@ -13,6 +15,19 @@ use crate::error::StartError;
 use crate::identity::{bootstrap_member_id, cluster_id};
 use crate::peers::{PeerConnector, plain_connector};
 use crate::types::Peer;
+
+/// Wraps what is called when an operation of the log is on disk; it is asked when the operation is, in
+/// the same order. A simulation lets it come at a moment that it chose.
+pub type Landing = Arc<dyn Fn(&Log, Done) -> Done + Send + Sync>;
+
+/// A machine for a member whose time is simulated.
+#[derive(Clone)]
+pub struct Simulated {
+    /// Where the log lies.
+    pub disk: Arc<dyn Disk>,
+    /// When its disk answers.
+    pub landing: Landing,
+}
 
 /// Settings of a member. Names follow etcd's flags.
 #[derive(Clone)]
@@ -41,8 +56,12 @@ pub struct NodeConfig {
     pub snapshot_catchup_entries: u64,
     /// `--force-new-cluster`: the data directory becomes a cluster of this member alone.
     pub force_new_cluster: bool,
+    /// Length of a segment of the log. Unit: bytes; a multiple of 4096 from 16 KiB to 1 GiB.
+    pub log_segment_bytes: u64,
     /// How connections to other members are made.
     pub connect: PeerConnector,
+    /// What a simulation puts in the place of the machine; nothing else sets it.
+    pub simulated: Option<Simulated>,
     /// Settings of the store: checkpoints, compaction, memory. Its `data_dir` is replaced by the
     /// one above.
     pub storage: kelson_storage::Options,
@@ -67,6 +86,8 @@ impl NodeConfig {
             max_request_bytes: 1_572_864,
             snapshot_catchup_entries: 5_000,
             force_new_cluster: false,
+            log_segment_bytes: 64 << 20,
+            simulated: None,
             connect: plain_connector(),
         }
     }

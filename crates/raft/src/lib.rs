@@ -11,6 +11,7 @@
 //! `network` (what openraft sends), `forward` (what followers ask their leader) and answered by
 //! `peer_service`; `peers` says who they are. `dump` shows a log to people and tools.
 
+mod background;
 mod codec;
 mod config;
 mod confirm;
@@ -41,7 +42,7 @@ mod waiters;
 mod wire;
 
 pub use codec::DecodeError;
-pub use config::NodeConfig;
+pub use config::{Landing, NodeConfig, Simulated};
 pub use dump::{DumpError, Shown, show_log};
 pub use error::StartError;
 pub use identity::{bootstrap_member_id, cluster_id};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use futures::Stream;
 use kelson_storage::failpoint;
-use kelson_storage::log::{self, Log, LogError};
+use kelson_storage::log::{self, Done, Log, LogError};
 use kelson_storage::sabotage::{self, Variant};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::codec;
+use crate::config::Landing;
 use crate::progress::Progress;
 use crate::types::{Entry, Payload, RaftLogId, TypeConfig, Vote, position, raft_log_id};
 
@@ -31,12 +32,37 @@ pub(crate) struct LogStore {
     vote: Arc<Mutex<Option<Vote>>>,
     progress: Arc<Progress>,
     sizes: Arc<Mutex<LogSizes>>,
+    /// In a simulation, when the disk answers.
+    landing: Option<Landing>,
 }
 
 impl LogStore {
-    pub(crate) fn new(log: Log, vote: Option<Vote>, progress: Arc<Progress>) -> LogStore {
+    pub(crate) fn new(
+        log: Log,
+        vote: Option<Vote>,
+        progress: Arc<Progress>,
+        landing: Option<Landing>,
+    ) -> LogStore {
         let sizes = Arc::new(Mutex::new(LogSizes::default()));
-        LogStore { log, vote: Arc::new(Mutex::new(vote)), progress, sizes }
+        LogStore { log, vote: Arc::new(Mutex::new(vote)), progress, sizes, landing }
+    }
+
+    fn landed(&self, done: Done) -> Done {
+        match &self.landing {
+            Some(landing) => landing(&self.log, done),
+            None => done,
+        }
+    }
+
+    /// A step of the log that is answered once it is on disk.
+    async fn settled(&self, start: impl FnOnce(Done)) -> io::Result<()> {
+        let (sender, receiver) = oneshot::channel();
+        // The receiver is gone only if consensus is; then nobody is left to tell.
+        start(self.landed(Box::new(move |result| drop(sender.send(result)))));
+        match receiver.await {
+            Ok(result) => result.map_err(io::Error::other),
+            Err(_) => Err(io::Error::other("the log was shut down before the write was done")),
+        }
     }
 
     /// Where the log could be cut so that `bytes` of payload written by this process stay.
@@ -64,19 +90,6 @@ impl LogStore {
         let first = self.log.first_index();
         let end = self.log.last_id().index.saturating_add(1).max(first);
         (from.clamp(first, end), to.clamp(first, end))
-    }
-}
-
-/// A step of the log that is answered once it is on disk.
-async fn settled(
-    start: impl FnOnce(Box<dyn FnOnce(Result<(), LogError>) + Send>),
-) -> io::Result<()> {
-    let (sender, receiver) = oneshot::channel();
-    // The receiver is gone only if consensus is; then nobody is left to tell.
-    start(Box::new(move |result| drop(sender.send(result))));
-    match receiver.await {
-        Ok(result) => result.map_err(io::Error::other),
-        Err(_) => Err(io::Error::other("the log was shut down before the write was done")),
     }
 }
 
@@ -152,7 +165,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             return Ok(());
         }
         let bytes = codec::encode_vote(vote);
-        settled(|done| self.log.save_vote(bytes, done)).await
+        self.settled(|done| self.log.save_vote(bytes, done)).await
     }
 
     // Not persisted: a restarted member learns the committed index by its own election. Kept here
@@ -188,14 +201,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let done = move |result: Result<(), LogError>| {
             callback.io_completed(result.map_err(io::Error::other));
         };
-        self.log.append(encoded, Box::new(done));
+        self.log.append(encoded, self.landed(Box::new(done)));
         Ok(())
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<RaftLogId>) -> io::Result<()> {
         let index = last_log_id.map_or(0, |id| position(&id).index);
         self.progress.forget_membership(index);
-        settled(|done| self.log.truncate_after(index, done)).await?;
+        self.settled(|done| self.log.truncate_after(index, done)).await?;
         self.progress.set_last(index);
         Ok(())
     }
@@ -203,7 +216,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, log_id: RaftLogId) -> io::Result<()> {
         let upto = position(&log_id);
         let is_replaced = upto.index > self.progress.last();
-        settled(|done| self.log.purge(upto, done)).await?;
+        self.settled(|done| self.log.purge(upto, done)).await?;
         if is_replaced {
             failpoint::hit("raftAfterWALRelease");
         }

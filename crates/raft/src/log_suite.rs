@@ -163,7 +163,7 @@ impl StoreBuilder<TypeConfig, Filled, MemoryState, Open> for Files {
         let vote = codec::encode_vote(&Vote::new(0, 0));
         opened.log.save_vote(vote, Box::new(|saved| saved.expect("the first vote is saved")));
         let progress = Arc::new(Progress::new(0, 0, Default::default(), Default::default()));
-        let store = LogStore::new(opened.log.clone(), None, progress);
+        let store = LogStore::new(opened.log.clone(), None, progress, None);
         Ok((Open { log: opened.log, _dir: dir }, Filled(store), MemoryState::default()))
     }
 }

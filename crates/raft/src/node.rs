@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 
+use crate::background::blocking;
 use crate::config::NodeConfig;
 use crate::confirm::Confirm;
 use crate::error::{StartError, abort};
@@ -104,7 +105,8 @@ impl Node {
     ) -> Result<(Node, Reader), StartError> {
         let settings = config.consensus()?;
         let opening = config.clone();
-        let data_dir = blocking(move || Ok(DataDir::open(&opening.data_dir)?)).await?;
+        let is_simulated = config.simulated.is_some();
+        let data_dir = opened(is_simulated, move || Ok(DataDir::open(&opening.data_dir)?)).await?;
         let arrival = match data_dir.identity() {
             Some(_) => None,
             None => Some(join::arrive(&config).await?),
@@ -112,8 +114,8 @@ impl Node {
         let opening = config.clone();
         let first = arrival.as_ref().map(|arrival| arrival.identity);
         let stored = data_dir.identity().map(|identity| identity.member_id);
-        let opened = blocking(move || open(&opening, data_dir, first)).await;
-        let opened = opened.map_err(|error| error.of(stored))?;
+        let ready = opened(is_simulated, move || open(&opening, data_dir, first)).await;
+        let opened = ready.map_err(|error| error.of(stored))?;
         let reader = opened.reader.clone();
         let inner = Inner::run(opened, &config, settings, retention, arrival).await?;
         let node = Node { inner: Arc::new(inner) };
@@ -453,13 +455,15 @@ impl Inner {
         for (id, peer) in arrival.iter().flat_map(|arrival| &arrival.members) {
             peers.tell(*id, &peer.peer_urls);
         }
-        let transfers = Transfers::new(reader.clone(), log.clone());
+        let is_simulated = config.simulated.is_some();
+        let transfers = Transfers::new(reader.clone(), log.clone(), is_simulated);
         let voted_term = vote.leader_id.term;
         let progress =
             Arc::new(Progress::new(member_id, voted_term, store.applied(), log.last_id()));
         let waiters = Arc::new(Waiters::default());
         let store: SharedStore = Arc::new(Mutex::new(Some(store)));
-        let entries = LogStore::new(log.clone(), Some(vote), progress.clone());
+        let landing = config.simulated.as_ref().map(|simulated| simulated.landing.clone());
+        let entries = LogStore::new(log.clone(), Some(vote), progress.clone(), landing);
         let state_machine = StateMachine::new(
             store.clone(),
             reader.clone(),
@@ -467,6 +471,7 @@ impl Inner {
             progress.clone(),
             peers.removed().clone(),
             member_id,
+            is_simulated,
         );
         let settings = Arc::new(settings);
         let network = Network {
@@ -588,11 +593,12 @@ impl Inner {
     }
 }
 
-/// Runs a step that may wait for the disk.
-async fn blocking<T: Send + 'static>(
+/// Runs a step of the opening, which may wait for the disk.
+async fn opened<T: Send + 'static>(
+    is_simulated: bool,
     step: impl FnOnce() -> Result<T, StartError> + Send + 'static,
 ) -> Result<T, StartError> {
-    let result = tokio::task::spawn_blocking(step).await;
+    let result = blocking(is_simulated, step).await;
     result.map_err(|e| StartError::System(format!("open the data directory: {e}")))?
 }
 
@@ -614,6 +620,7 @@ fn open(
     };
     let log_options = LogOptions {
         fsync: !config.unsafe_no_fsync,
+        segment_bytes: config.log_segment_bytes,
         ..LogOptions::new(data_dir.wal_dir(), data_dir.storage_uuid())
     };
     let (asked, most) = (config.max_request_bytes, log_options.payload_bytes_max() / 2);
@@ -621,7 +628,10 @@ fn open(
         let text = format!("--max-request-bytes is {asked}, the log takes at most {most}");
         return Err(StartError::Settings(text));
     }
-    let opened = Log::open(log_options)?;
+    let opened = match &config.simulated {
+        Some(simulated) => Log::open_on(log_options, simulated.disk.clone())?,
+        None => Log::open(log_options)?,
+    };
     let vote = match opened.vote {
         Some(bytes) => codec::decode_vote(bytes)?,
         None => first_vote(&opened.log, identity.member_id)?,

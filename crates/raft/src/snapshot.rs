@@ -9,16 +9,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use futures::SinkExt;
 use futures::channel::mpsc;
 use kelson_api::peer::{SnapshotHeader, SnapshotPart, SnapshotReply, snapshot_part::Part};
 use kelson_storage::log::Log;
-use kelson_storage::{LogId as Position, Reader, Received, Transfer};
+use kelson_storage::{LogId as Position, Reader, Received, Receiver, Transfer, TransferError};
 use openraft::RaftSnapshotBuilder;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tonic::{Status, Streaming};
 
+use crate::background::{Background, blocking};
 use crate::codec;
 use crate::peers::{Link, Peers, Way};
 use crate::throttle::{Fsyncs, Steady, Throttle};
@@ -30,8 +31,6 @@ use crate::wire;
 const AT_A_TIME: usize = 2;
 /// Chunks read ahead of the network.
 const AHEAD: usize = 4;
-/// How much less of a processor than others the threads that read and write snapshots get.
-const NICENESS: i32 = 10;
 /// Time that a receiver may take for its last step, in which it makes everything durable.
 const FINISH_TIME: Duration = Duration::from_secs(300);
 /// Time without any chunk after which a receiver gives up.
@@ -77,6 +76,7 @@ pub(crate) struct Transfers {
     under_way: Arc<Mutex<BTreeMap<u64, u64>>>,
     next: Arc<AtomicU64>,
     incoming: Turns,
+    is_simulated: bool,
 }
 
 /// Keeps the log behind one transfer.
@@ -92,7 +92,7 @@ impl Drop for UnderWay {
 }
 
 impl Transfers {
-    pub(crate) fn new(reader: Reader, log: Log) -> Transfers {
+    pub(crate) fn new(reader: Reader, log: Log, is_simulated: bool) -> Transfers {
         Transfers {
             reader,
             log,
@@ -100,6 +100,7 @@ impl Transfers {
             under_way: Arc::default(),
             next: Arc::default(),
             incoming: Turns::new(),
+            is_simulated,
         }
     }
 
@@ -162,7 +163,7 @@ async fn stream_state(
 ) -> Result<Vote, Status> {
     let begun = Instant::now();
     let reader = transfers.reader.clone();
-    let opened = tokio::task::spawn_blocking(move || reader.transfer()).await;
+    let opened = blocking(transfers.is_simulated, move || reader.transfer()).await;
     let transfer = opened
         .map_err(|error| Status::internal(error.to_string()))?
         .map_err(|fatal| Status::internal(fatal.to_string()))?;
@@ -170,17 +171,14 @@ async fn stream_state(
     let header = header(&transfer, vote)?;
     tracing::info!(index = applied.index, "sending database snapshot");
 
-    let (mut parts, stream) = mpsc::channel(AHEAD);
-    let log = transfers.log.clone();
-    let failed = in_background(move || feed(transfer, header, &mut parts, &log))?;
+    let (parts, stream) = mpsc::channel(AHEAD);
+    let transfer = Background::start(transfer, transfers.is_simulated)?;
     let mut client = link.snapshot();
-    let answer = client.snapshot(stream).await;
+    // Either ends when the other does: a stream without a reader takes nothing.
+    let feeding = feed(&transfer, header, parts, &transfers.log);
+    let (answer, fed) = futures::future::join(client.snapshot(stream), feeding).await;
     let reply = peers.check_answer(link, answer)?;
-    match failed.await {
-        Ok(Ok(())) => {}
-        Ok(Err(text)) => return Err(Status::internal(text)),
-        Err(_) => return Err(thread_is_gone()),
-    }
+    fed?;
     tracing::info!(index = applied.index, took = ?begun.elapsed(), "sent database snapshot");
     wire::vote(reply.ballot.as_ref())
 }
@@ -199,46 +197,28 @@ pub(crate) fn header(transfer: &Transfer, vote: &Vote) -> Result<SnapshotPart, S
     Ok(SnapshotPart { part: Some(Part::Header(header)) })
 }
 
-/// Runs work on a thread of its own that gives way to the work for clients. What the work returns is
-/// dropped if nobody asks any more.
-fn in_background<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<oneshot::Receiver<T>, Status> {
-    let (sender, receiver) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("snapshot".to_owned()).spawn(move || {
-        // It works at the usual priority, too.
-        let _ = rustix::process::nice(NICENESS);
-        drop(sender.send(work()));
-    });
-    thread.map_err(|error| Status::resource_exhausted(format!("no thread: {error}")))?;
-    Ok(receiver)
-}
-
-fn thread_is_gone() -> Status {
-    Status::internal("the thread that handles the snapshot is gone")
-}
-
 /// Reads chunks and hands them to the network, no faster than allowed.
-fn feed(
-    mut transfer: Transfer,
+async fn feed(
+    transfer: &Background<Transfer>,
     header: SnapshotPart,
-    parts: &mut mpsc::Sender<SnapshotPart>,
+    mut parts: mpsc::Sender<SnapshotPart>,
     log: &Log,
-) -> Result<(), String> {
-    use futures::SinkExt;
-    let mut throttle = Throttle::begin(Fsyncs::of(&log.stats()), Instant::now());
-    let gone = |_| "the receiver closed the stream".to_owned();
-    futures::executor::block_on(parts.send(header)).map_err(gone)?;
-    while let Some(chunk) = transfer.next_chunk().map_err(|fatal| fatal.to_string())? {
+) -> Result<(), Status> {
+    let now = || tokio::time::Instant::now().into_std();
+    let gone = |_| Status::internal("the receiver closed the stream");
+    let mut throttle = Throttle::begin(Fsyncs::of(&log.stats()), now());
+    parts.send(header).await.map_err(gone)?;
+    loop {
+        let chunk = transfer.step(Transfer::next_chunk).await?;
+        let chunk = chunk.map_err(|fatal| Status::internal(fatal.to_string()))?;
+        let Some(chunk) = chunk else { return Ok(()) };
         let bytes = chunk.len() as u64;
-        let part = SnapshotPart { part: Some(Part::Chunk(chunk)) };
-        futures::executor::block_on(parts.send(part)).map_err(gone)?;
-        let asleep = Instant::now();
+        parts.send(SnapshotPart { part: Some(Part::Chunk(chunk)) }).await.map_err(gone)?;
+        let asleep = now();
         let wait = throttle.sent(bytes, || Fsyncs::of(&log.stats()), asleep);
-        std::thread::sleep(wait);
-        throttle.overslept(asleep.elapsed().saturating_sub(wait));
+        tokio::time::sleep(wait).await;
+        throttle.overslept(now().duration_since(asleep).saturating_sub(wait));
     }
-    Ok(())
 }
 
 /// Takes a snapshot from the leader: writes it beside the local state, verifies it, and has consensus
@@ -297,56 +277,64 @@ async fn next_part(parts: &mut Streaming<SnapshotPart>) -> Result<Option<Part>, 
     }
 }
 
-/// Writes all chunks in a thread of their own, which may wait for the disk. A newer transfer ends it as
-/// long as chunks are missing; then it is only a matter of this machine.
+/// What a transfer to this member holds. The files are dropped before the room.
+struct Intake {
+    receiver: Option<Receiver>,
+    room: Option<Room>,
+}
+
+/// Writes all chunks as they come. A newer transfer ends it as long as chunks are missing; then it is
+/// only a matter of this machine.
 async fn write(
     transfers: &Transfers,
     parts: &mut Streaming<SnapshotPart>,
     turn: &mut Turn,
     room: Room,
 ) -> Result<(Received, Room), Status> {
-    let (chunks, waiting) = tokio::sync::mpsc::channel::<Bytes>(AHEAD);
-    let reader = transfers.reader.clone();
-    // The room is dropped behind the files, also if nobody waits for them any more.
-    let writer = in_background(move || take(&reader, waiting).map(|received| (received, room)))?;
-    let passed = tokio::select! {
-        passed = pass(parts, &chunks) => passed,
-        ended = turn.ended() => Err(ended),
-    };
-    // Without the last chunk the writer refuses what it has and takes it away.
-    drop(chunks);
-    passed?;
+    let intake = Intake { receiver: None, room: Some(room) };
+    let intake = Background::start(intake, transfers.is_simulated)?;
+    tokio::select! {
+        taken = take_all(&transfers.reader, parts, &intake) => taken?,
+        ended = turn.ended() => return Err(ended),
+    }
     let late = |_| Status::deadline_exceeded("the snapshot could not be made durable in time");
-    let written = tokio::time::timeout(FINISH_TIME, writer).await.map_err(late)?;
-    written.map_err(|_| thread_is_gone())?
+    let finishing = tokio::time::timeout(FINISH_TIME, intake.step(finish));
+    finishing.await.map_err(late)??.map_err(bad)
 }
 
-/// Hands all chunks to the writer; ends early if the writer does, which then says why.
-async fn pass(
+fn bad(error: TransferError) -> Status {
+    Status::data_loss(error.to_string())
+}
+
+async fn take_all(
+    reader: &Reader,
     parts: &mut Streaming<SnapshotPart>,
-    chunks: &tokio::sync::mpsc::Sender<Bytes>,
+    intake: &Background<Intake>,
 ) -> Result<(), Status> {
+    let reader = reader.clone();
+    let begin = move |intake: &mut Intake| reader.receive().map(|it| intake.receiver = Some(it));
+    intake.step(begin).await?.map_err(bad)?;
     while let Some(part) = next_part(parts).await? {
         let Part::Chunk(chunk) = part else {
             return Err(Status::invalid_argument("a second header in a snapshot"));
         };
-        if chunks.send(chunk).await.is_err() {
-            break;
-        }
+        let take = |intake: &mut Intake| match &mut intake.receiver {
+            Some(receiver) => receiver.take(chunk),
+            None => Err(TransferError::Incomplete),
+        };
+        intake.step(take).await?.map_err(bad)?;
     }
     Ok(())
 }
 
-fn take(
-    reader: &Reader,
-    mut chunks: tokio::sync::mpsc::Receiver<Bytes>,
-) -> Result<Received, Status> {
-    let bad = |error: kelson_storage::TransferError| Status::data_loss(error.to_string());
-    let mut receiver = reader.receive().map_err(bad)?;
-    while let Some(chunk) = chunks.blocking_recv() {
-        receiver.take(chunk).map_err(bad)?;
-    }
+/// Without the last chunk the receiver refuses what it has, and it is taken away.
+fn finish(intake: &mut Intake) -> Result<(Received, Room), TransferError> {
+    let (Some(receiver), Some(room)) = (intake.receiver.take(), intake.room.take()) else {
+        return Err(TransferError::Incomplete);
+    };
     let mut steady = Steady::begin(Instant::now());
     let read = |bytes| std::thread::sleep(steady.took(bytes as u64, Instant::now()));
-    receiver.finish_paced(read).map_err(bad)
+    // On failure the files are gone when this returns, and only then the room is.
+    let received = receiver.finish_paced(read)?;
+    Ok((received, room))
 }

@@ -14,6 +14,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::background::blocking;
 use crate::codec;
 use crate::error::abort;
 use crate::progress::Progress;
@@ -35,6 +36,7 @@ pub(crate) struct StateMachine {
     progress: Arc<Progress>,
     removed: watch::Sender<bool>,
     member_id: u64,
+    is_simulated: bool,
 }
 
 impl StateMachine {
@@ -45,8 +47,9 @@ impl StateMachine {
         progress: Arc<Progress>,
         removed: watch::Sender<bool>,
         member_id: u64,
+        is_simulated: bool,
     ) -> StateMachine {
-        StateMachine { store, reader, waiters, progress, removed, member_id }
+        StateMachine { store, reader, waiters, progress, removed, member_id, is_simulated }
     }
 
     fn state(&self) -> io::Result<(Position, StoredMembership)> {
@@ -183,7 +186,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         };
         let applied = received.applied();
         let store = self.store.clone();
-        let installing = tokio::task::spawn_blocking(move || {
+        let installing = blocking(self.is_simulated, move || {
             let mut store = store.lock();
             let store = store.as_mut().ok_or_else(stopped)?;
             store.install(*received).unwrap_or_else(|e| abort("install a snapshot", &e));

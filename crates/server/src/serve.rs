@@ -488,6 +488,7 @@ async fn node_config(config: &Config, dial: &Dial) -> Result<NodeConfig, ServeEr
         force_new_cluster: config.force_new_cluster,
         connect: dial.connector(),
         storage,
+        ..NodeConfig::with_defaults(&config.data_dir)
     })
 }
 

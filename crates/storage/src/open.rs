@@ -93,6 +93,7 @@ pub fn open(options: &Options, durable: Durable) -> Result<(Store, Reader), Open
         checkpoint_bytes: options.checkpoint_bytes,
         checkpoint_interval: options.checkpoint_interval,
         place: Some(place.clone()),
+        in_step: options.in_step,
     };
     let home = Home { place: place.clone(), persist: persist.clone(), durable: durable.clone() };
     let config = RecoverConfig { persist, log_purged: options.log_purged };

@@ -26,6 +26,9 @@ pub struct Options {
     /// Memory that the engine may use for clean pages, and about as much again for pages written
     /// since it was opened. Unit: bytes.
     pub sled_cache_bytes: u64,
+    /// Whoever applies an entry waits until the persister has nothing to do: in a simulation nothing may
+    /// happen at a time of its own.
+    pub in_step: bool,
     /// Everything up to this entry is gone from the log. A damaged or missing state is rebuilt only
     /// if nothing is.
     pub log_purged: LogId,
@@ -43,6 +46,7 @@ impl Options {
             slow_apply: Duration::from_millis(100),
             recent_bytes: 64 << 20,
             sled_cache_bytes: 16 << 20,
+            in_step: false,
             log_purged: LogId::default(),
         }
     }

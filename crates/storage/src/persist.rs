@@ -46,6 +46,8 @@ pub(crate) struct PersistConfig {
     pub(crate) checkpoint_bytes: u64,
     /// Longest time between a write and the checkpoint that closes it.
     pub(crate) checkpoint_interval: Duration,
+    /// A push returns when the writer has nothing to do.
+    pub(crate) in_step: bool,
     /// Where the database lies, to measure it and to rewrite it.
     pub(crate) place: Option<Place>,
 }
@@ -112,6 +114,7 @@ struct Shared {
     checkpoints: Mutex<CheckpointStats>,
     /// Directory of the current generation; moves when the database is rewritten.
     generation_dir: Mutex<Option<PathBuf>>,
+    in_step: bool,
 }
 
 /// What others wait for. It outlives a persister that is replaced.
@@ -143,6 +146,8 @@ struct Queue {
     rewrites: Vec<SyncSender<Result<bool, Fatal>>>,
     cuts: VecDeque<CutRequest>,
     is_stopping: bool,
+    /// The writer waits for something to do.
+    is_idle: bool,
     /// Another persister has taken over: nothing is written any more, reads go on.
     is_retired: bool,
 }
@@ -194,6 +199,7 @@ impl Persister {
             signals: at.signals.clone(),
             checkpoints: Mutex::default(),
             generation_dir: Mutex::new(at.generation_dir.clone()),
+            in_step: config.in_step,
         });
         let watchdog = Watchdog::start(CALL_MAX, |doing| {
             let text = format!("the state database does not come back from a {doing}");
@@ -234,8 +240,21 @@ impl Persister {
         queue.bytes += cost(&delta);
         queue.pushed += 1;
         queue.deltas.push_back(delta);
+        queue.is_idle = false;
         self.shared.work.notify_one();
+        drop(queue);
+        if self.shared.in_step {
+            self.settle();
+        }
         Ok(())
+    }
+
+    /// Waits until the writer has nothing to do.
+    pub(crate) fn settle(&self) {
+        let mut queue = self.shared.queue.lock();
+        while !queue.is_idle && !queue.is_closed() {
+            self.shared.room.wait(&mut queue);
+        }
     }
 
     /// Queues the removal of rows that a compaction to revision `done` made superfluous; `last` ends
@@ -254,6 +273,7 @@ impl Persister {
         }
         let after = queue.pushed;
         queue.slices.push_back(Slice { rows, revision: done, last, after });
+        queue.is_idle = false;
         self.shared.work.notify_one();
     }
 

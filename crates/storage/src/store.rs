@@ -132,6 +132,7 @@ impl Store {
         if self.scratch.capacity() > SCRATCH_MAX {
             self.scratch = Vec::new();
         }
+        self.state.settle();
         Ok(())
     }
 
@@ -176,7 +177,9 @@ impl Store {
             old
         };
         state.announce_lease_change();
-        self.let_go(move || drop((old, loaded.index, leases, cluster, auth)))
+        self.let_go(move || drop((old, loaded.index, leases, cluster, auth)))?;
+        self.state.settle();
+        Ok(())
     }
 
     /// Frees what may take long on a thread of its own; only one does so at a time.
@@ -387,5 +390,6 @@ pub(crate) fn assemble(
         .spawn(move || compact::run(&shared, pace))
         .map_err(|error| Fatal(format!("cannot start the compaction thread: {error}")))?;
     let reader = Reader::new(state.clone());
+    state.settle();
     Ok((Store { state, scratch: Vec::new(), compactor: Some(compactor), retiring: None }, reader))
 }

@@ -31,6 +31,12 @@ impl Args {
         Ok(Some(self.words.remove(at)))
     }
 
+    /// Whether an option without a value is given.
+    pub fn take_flag(&mut self, name: &str) -> bool {
+        let at = self.words.iter().position(|word| word.strip_prefix("--") == Some(name));
+        at.map(|at| self.words.remove(at)).is_some()
+    }
+
     /// A number, if it is given.
     pub fn number(&mut self, name: &str) -> Result<Option<u64>, String> {
         let parse =

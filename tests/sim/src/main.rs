@@ -1,11 +1,12 @@
-//! `kelson-sim`: the command line of the enumeration. The commands `member` and `worker` are for the
-//! processes that it starts itself.
+//! `kelson-sim`: the command line of the enumeration and of the simulated clusters. The commands `member`,
+//! `worker` and `cluster` are for the processes that it starts itself.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use kelson_sim::args::Args;
+use kelson_sim::cluster::command;
 use kelson_sim::cuts::{Choice, Only};
 use kelson_sim::enumerate::{self, Extent, Report, Violation};
 use kelson_sim::plan::Scale;
@@ -20,13 +21,24 @@ usage: kelson-sim crash-points [--operations 1000] [--seed 1] [--subsets 1] [--o
                                [--workers 2] [--keep DIR]
   Records a run of one member, cuts it after every storage call, starts a member on what is left, and
   judges it. --trace cuts a trace that an earlier enumeration kept, with the seed and the number of
-  operations of that one. Exit code 0: nothing was found; 1: violations; 2: nothing could be tested.";
+  operations of that one.
+
+       kelson-sim turmoil [--seed 1 | --seeds A..B] [--members 3|5] [--seconds 20] [--workers 2]
+                          [--without STEP,...] [--shrink] [--flaw no-sync|early-ack|local-reads]
+                          [--trace FILE] [--log FILTER] [--keep DIR]
+  Runs clusters of whole members on a simulated network, disk and clock, one for each seed, under faults
+  that the seed draws, heals them, and judges what clients and members showed. --without leaves steps of
+  the schedule out, --shrink looks for the fewest that still fail, --flaw plants an error.
+
+  Exit code 0: nothing was found; 1: violations; 2: nothing could be tested.";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let outcome = match words.next().as_deref() {
         Some("crash-points") => crash_points(Args::new(words)),
         Some("member") => member(&words.collect::<Vec<_>>()),
+        Some("turmoil") => command::turmoil(Args::new(words)),
+        Some("cluster") => command::cluster(&words.collect::<Vec<_>>()),
         Some("worker") => work(&words.collect::<Vec<_>>()),
         _ => Err(USAGE.to_owned()),
     };

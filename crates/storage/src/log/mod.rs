@@ -460,6 +460,12 @@ impl Log {
         self.0.shared.counters.writes.0.read()
     }
 
+    /// Waits until the helper thread has nothing to do: in a simulation nothing may happen at a time of
+    /// its own. Blocks.
+    pub fn settle(&self) {
+        self.0.shared.spares.settle();
+    }
+
     /// Finishes what was asked before, closes the log and waits for its threads. Later calls are
     /// refused with `Closed`; reads go on working. Must not be called from a `done` callback.
     pub fn shutdown(&self) {

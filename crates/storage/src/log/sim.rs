@@ -63,7 +63,12 @@ struct State {
     names: BTreeMap<PathBuf, usize>,
     calls: Vec<Call>,
     faults: Faults,
+    /// Files and names before the calls, all of it durable.
+    base: Option<Box<Base>>,
 }
+
+/// Bytes of all files by number, and their names.
+type Base = (Vec<Vec<u8>>, BTreeMap<PathBuf, usize>);
 
 /// A disk in memory; clones are the same disk.
 #[derive(Clone, Default)]
@@ -123,11 +128,16 @@ impl SimDisk {
 
     /// The disk that a power cut after these calls leaves, starting from an empty one.
     pub fn after(calls: &[Call], crash: Crash) -> SimDisk {
-        let mut image = Image { coin: Coin::new(crash), ..Image::default() };
-        for call in calls {
-            image.apply(call);
-        }
-        image.power_cut(crash)
+        Image::default().after(calls, crash)
+    }
+
+    /// The disk that a power cut leaves after so many of its calls.
+    pub fn cut(&self, calls: usize, crash: Crash) -> SimDisk {
+        let state = self.0.lock();
+        let (durable, names) = state.base.as_deref().cloned().unwrap_or_default();
+        let pending = vec![Vec::new(); durable.len()];
+        let image = Image { durable, pending, names, ..Image::default() };
+        image.after(&state.calls[..calls.min(state.calls.len())], crash)
     }
 }
 
@@ -142,6 +152,14 @@ struct Image {
 }
 
 impl Image {
+    fn after(mut self, calls: &[Call], crash: Crash) -> SimDisk {
+        self.coin = Coin::new(crash);
+        for call in calls {
+            self.apply(call);
+        }
+        self.power_cut(crash)
+    }
+
     fn apply(&mut self, call: &Call) {
         match call {
             Call::Create(_, number) => {
@@ -184,7 +202,8 @@ impl Image {
         for call in &self.name_calls[..kept] {
             apply_name(&mut self.names, call);
         }
-        let state = State { files: self.durable, names: self.names, ..State::default() };
+        let base = Some(Box::new((self.durable.clone(), self.names.clone())));
+        let state = State { files: self.durable, names: self.names, base, ..State::default() };
         SimDisk(Arc::new(Mutex::new(state)))
     }
 }

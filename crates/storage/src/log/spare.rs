@@ -40,6 +40,8 @@ struct State {
     taken: Option<PathBuf>,
     failed: bool,
     stop: bool,
+    /// The helper thread waits for something to do.
+    is_idle: bool,
 }
 
 impl State {
@@ -107,6 +109,14 @@ impl Spares {
         !state.ready.is_empty() || !state.failed
     }
 
+    /// Waits until the helper thread has nothing to do, or cannot do it.
+    pub(super) fn settle(&self) {
+        let mut state = self.state.lock();
+        while !state.stop && !(state.is_idle && (state.failed || !state.has_work())) {
+            self.changed.wait(&mut state);
+        }
+    }
+
     pub(super) fn stop(&self) {
         self.state.lock().stop = true;
         self.changed.notify_all();
@@ -117,12 +127,15 @@ impl Spares {
         loop {
             let mut state = self.state.lock();
             while !state.stop && (state.failed || !state.has_work()) {
+                state.is_idle = true;
+                self.changed.notify_all();
                 if !state.failed {
                     self.changed.wait(&mut state);
                 } else if self.changed.wait_for(&mut state, RETRY).timed_out() {
                     break;
                 }
             }
+            state.is_idle = false;
             if state.stop {
                 return;
             }

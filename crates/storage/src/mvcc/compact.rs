@@ -44,6 +44,14 @@ struct Work {
     epoch: u64,
 }
 
+impl Work {
+    /// There is a compaction that nobody holds back.
+    fn is_due(&self) -> bool {
+        let is_free = self.pins.first_key_value().is_none_or(|(&pin, _)| pin >= self.wanted);
+        self.wanted > self.done && is_free
+    }
+}
+
 impl Compaction {
     /// `scheduled` and `finished` are -1 if there never was a compaction.
     pub(crate) fn new(scheduled: i64, finished: i64) -> Self {
@@ -123,8 +131,7 @@ impl Compaction {
             if work.stop {
                 return None;
             }
-            let is_free = work.pins.first_key_value().is_none_or(|(&pin, _)| pin >= work.wanted);
-            if work.wanted > work.done && is_free {
+            if work.is_due() {
                 return Some((work.wanted, work.epoch));
             }
             self.changed.wait(&mut work);
@@ -135,6 +142,15 @@ impl Compaction {
         let mut work = self.work.lock();
         if work.epoch == epoch {
             work.done = work.done.max(revision);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until nothing is left that nobody holds back.
+    pub(crate) fn settle(&self) {
+        let mut work = self.work.lock();
+        while work.is_due() && !work.stop {
+            self.changed.wait(&mut work);
         }
     }
 

@@ -82,6 +82,14 @@ impl State {
         self.persister.read().clone()
     }
 
+    /// In a simulation, waits until no background work is left.
+    pub(crate) fn settle(&self) {
+        if self.home.persist.in_step {
+            self.compaction.settle();
+            self.persister().settle();
+        }
+    }
+
     pub(crate) fn announce_lease_change(&self) {
         self.lease_moves.send_modify(|moves| *moves += 1);
     }

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 fn config(checkpoint_bytes: u64) -> PersistConfig {
     let checkpoint_interval = Duration::from_secs(3600);
-    PersistConfig { checkpoint_bytes, checkpoint_interval, place: None }
+    PersistConfig { checkpoint_bytes, checkpoint_interval, in_step: false, place: None }
 }
 
 fn start(backend: &FaultyBackend, config: PersistConfig, durable: Durable) -> Persister {

@@ -193,6 +193,8 @@ impl<D: DurableLog> Writer<D> {
                 let deltas: Vec<_> = queue.deltas.drain(..count).collect();
                 return Task::Deltas(deltas);
             }
+            queue.is_idle = true;
+            self.shared.room.notify_all();
             match self.dirty_since {
                 Some(since) => {
                     self.shared

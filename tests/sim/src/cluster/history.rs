@@ -1,0 +1,368 @@
+//! What clients did and what members showed, and the rules that both must keep. It is told everything
+//! and touches nothing; the first broken rule is the run's violation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use kelson_api::mvccpb::event::EventType;
+use kelson_raft::Status;
+use kelson_storage::{Reader, Recent};
+
+/// Lines kept for a report.
+const LINES_SHOWN: usize = 40;
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is in the store at this revision; 0 if it changed nothing.
+    Done(i64),
+    /// It surely is not.
+    Failed,
+}
+
+/// A write of unique values.
+#[derive(Debug)]
+pub(super) struct Write {
+    /// Key and value; a deletion has none.
+    pub(super) changes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// `None`: nobody knows.
+    pub(super) outcome: Option<Outcome>,
+}
+
+/// A linearizable read that was answered.
+#[derive(Debug)]
+pub(super) struct Read {
+    /// The newest revision that had been acknowledged to anybody when it began.
+    pub(super) floor: i64,
+    pub(super) revision: i64,
+    pub(super) key: Vec<u8>,
+    pub(super) value: Option<Vec<u8>>,
+}
+
+/// The changes of one revision.
+type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// What one life of a member has shown.
+#[derive(Clone, Debug)]
+pub(super) struct Shown {
+    applied: u64,
+    revision: i64,
+    term: u64,
+    committed: u64,
+    /// Revisions up to here were compared.
+    seen: i64,
+    line: String,
+}
+
+impl Default for Shown {
+    fn default() -> Self {
+        // An empty store stands at revision 1.
+        let (line, seen) = (String::new(), 1);
+        Self { applied: 0, revision: 0, term: 0, committed: 0, seen, line }
+    }
+}
+
+/// All that is known of a run.
+#[derive(Default)]
+pub(super) struct History {
+    pub(super) writes: BTreeMap<u64, Write>,
+    pub(super) reads: Vec<Read>,
+    /// The newest revision that was acknowledged.
+    pub(super) acknowledged: i64,
+    pub(super) operations: u64,
+    pub(super) unknown: u64,
+    leaders: BTreeMap<u64, usize>,
+    chains: BTreeMap<u64, (u64, i64)>,
+    events: BTreeMap<i64, Changes>,
+    /// The highest term that a member has led: it voted for itself, and must remember that.
+    led: BTreeMap<usize, u64>,
+    trace: String,
+    violation: Option<String>,
+    /// Simulated time. Unit: milliseconds.
+    pub(super) now: u64,
+}
+
+impl History {
+    pub(super) fn violate(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        self.say(&format!("VIOLATION {text}"));
+        self.violation.get_or_insert(text);
+    }
+
+    pub(super) fn violation(&self) -> Option<&str> {
+        self.violation.as_deref()
+    }
+
+    /// Adds a line to the trace.
+    pub(super) fn say(&mut self, line: &str) {
+        // Writing to a string does not fail.
+        let _ = writeln!(self.trace, "{} {line}", self.now);
+    }
+
+    pub(super) fn trace(&self) -> &str {
+        &self.trace
+    }
+
+    /// The end of the trace.
+    pub(super) fn last_lines(&self) -> Vec<&str> {
+        let mut lines: Vec<&str> = self.trace.lines().rev().take(LINES_SHOWN).collect();
+        lines.reverse();
+        lines
+    }
+
+    /// A member has started.
+    pub(super) fn born(&mut self, member: usize, status: &Status) {
+        let led = self.led.get(&member).copied().unwrap_or(0);
+        if status.term < led {
+            self.violate(format!(
+                "member {member} starts in term {}, and has led term {led}: it forgot its vote",
+                status.term
+            ));
+        }
+    }
+
+    /// Looks at a member.
+    pub(super) fn observe(
+        &mut self,
+        member: usize,
+        shown: &mut Shown,
+        status: &Status,
+        reader: &Reader,
+    ) {
+        self.observe_positions(member, shown, status, reader);
+        self.observe_events(member, shown, reader);
+        let role = match (status.is_leader, status.is_learner) {
+            (true, _) => 'L',
+            (_, true) => 'l',
+            _ => 'f',
+        };
+        let (term, committed, applied) = (status.term, shown.committed, shown.applied);
+        let line = format!("m{member} {role}{term} c{committed} a{applied} r{}", shown.revision);
+        if line != shown.line {
+            self.say(&line);
+            shown.line = line;
+        }
+    }
+
+    fn observe_positions(
+        &mut self,
+        member: usize,
+        shown: &mut Shown,
+        status: &Status,
+        reader: &Reader,
+    ) {
+        if status.is_leader {
+            let leader = *self.leaders.entry(status.term).or_insert(member);
+            if leader != member {
+                self.violate(format!("term {} has two leaders: {leader}, {member}", status.term));
+            }
+            self.led.insert(member, status.term);
+        }
+        let (applied, revision) = (reader.applied().index, reader.revision());
+        if (status.term, status.committed_index) < (shown.term, shown.committed)
+            || status.committed_index < shown.committed
+            || applied < shown.applied
+            || revision < shown.revision
+        {
+            self.violate(format!(
+                "member {member} went back: {shown:?}, then {status:?} at revision {revision}"
+            ));
+        }
+        (shown.term, shown.committed) = (status.term, status.committed_index);
+        (shown.applied, shown.revision) = (applied, revision);
+        if let Some(chain) = reader.chain_at(applied) {
+            let known = *self.chains.entry(applied).or_insert((chain, revision));
+            if known != (chain, revision) {
+                self.violate(format!(
+                    "members differ at entry {applied}: {known:?}, and member {member} has \
+                     {chain} at revision {revision}"
+                ));
+            }
+        }
+    }
+
+    fn observe_events(&mut self, member: usize, shown: &mut Shown, reader: &Reader) {
+        let batches = match reader.feed().recent(shown.seen) {
+            Recent::Batches(batches) => batches,
+            // It began later than that, from its files.
+            Recent::TooOld => match reader.changes(shown.seen + 1, usize::MAX, usize::MAX) {
+                Ok(changes) => {
+                    shown.seen = shown.seen.max(changes.next - 1);
+                    changes.batches
+                }
+                Err(_) => {
+                    shown.seen = reader.compacted().max(shown.seen);
+                    return;
+                }
+            },
+        };
+        for revised in batches {
+            let change = |event: &kelson_storage::FeedEvent| {
+                let is_put = event.kind == EventType::Put;
+                (event.kv.key.to_vec(), is_put.then(|| event.kv.value.to_vec()))
+            };
+            let changes: Changes = revised.events.iter().map(change).collect();
+            let known = self.events.entry(revised.revision).or_insert_with(|| changes.clone());
+            if *known != changes {
+                let text = format!(
+                    "revision {} was {} and is {} on member {member}",
+                    revised.revision,
+                    text_of(known),
+                    text_of(&changes)
+                );
+                self.violate(text);
+            }
+            shown.seen = shown.seen.max(revised.revision);
+        }
+    }
+
+    /// Judges the whole, when all members have shown everything.
+    pub(super) fn judge(&mut self) {
+        let found = self.holes().or_else(|| self.judge_writes()).or_else(|| self.judge_reads());
+        if let Some(text) = found {
+            self.violate(text);
+        }
+    }
+
+    fn holes(&self) -> Option<String> {
+        let newest = *self.events.keys().next_back()?;
+        let hole = (2..=newest).find(|revision| !self.events.contains_key(revision))?;
+        Some(format!("revision {hole} was never seen, and the newest is {newest}"))
+    }
+
+    fn judge_writes(&self) -> Option<String> {
+        let mut values: BTreeMap<&[u8], i64> = BTreeMap::new();
+        for (revision, changes) in &self.events {
+            for value in changes.iter().filter_map(|(_, value)| value.as_deref()) {
+                if let Some(before) = values.insert(value, *revision) {
+                    return Some(format!(
+                        "{} was written at revision {before} and again at {revision}",
+                        String::from_utf8_lossy(value)
+                    ));
+                }
+            }
+        }
+        let mut revisions = BTreeSet::new();
+        for (id, write) in &self.writes {
+            match write.outcome {
+                Some(Outcome::Done(revision)) if revision > 0 => {
+                    let is_there = |change: &(Vec<u8>, Option<Vec<u8>>)| {
+                        self.events.get(&revision).is_some_and(|known| known.contains(change))
+                    };
+                    if !write.changes.iter().all(is_there) {
+                        let there = self.events.get(&revision).map(|known| text_of(known));
+                        return Some(format!(
+                            "write {id} was acknowledged at revision {revision} with {}; there is \
+                             {there:?}",
+                            text_of(&write.changes)
+                        ));
+                    }
+                    if !revisions.insert(revision) {
+                        return Some(format!("revision {revision} was acknowledged twice"));
+                    }
+                }
+                Some(Outcome::Failed) => {
+                    let there = write.changes.iter().filter_map(|(_, value)| value.as_deref());
+                    if let Some(revision) = there.filter_map(|value| values.get(value)).next() {
+                        return Some(format!("write {id} failed and is at revision {revision}"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn judge_reads(&self) -> Option<String> {
+        let mut keys: BTreeMap<&[u8], BTreeMap<i64, Option<&[u8]>>> = BTreeMap::new();
+        for (revision, changes) in &self.events {
+            for (key, value) in changes {
+                keys.entry(key).or_default().insert(*revision, value.as_deref());
+            }
+        }
+        self.reads.iter().find_map(|read| {
+            if read.revision < read.floor {
+                return Some(format!(
+                    "a read was stale: revision {} was acknowledged before it began: {read:?}",
+                    read.floor
+                ));
+            }
+            let history = keys.get(read.key.as_slice());
+            let newest = history.and_then(|history| history.range(..=read.revision).next_back());
+            let expected = newest.and_then(|(_, value)| *value);
+            (expected != read.value.as_deref()).then(|| {
+                let expected = expected.map(String::from_utf8_lossy);
+                format!("a read saw something else than {expected:?}: {read:?}")
+            })
+        })
+    }
+}
+
+fn text_of(changes: &[(Vec<u8>, Option<Vec<u8>>)]) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let one = |(key, value): &(Vec<u8>, Option<Vec<u8>>)| match value {
+        Some(value) => format!("{}={}", text(key), text(value)),
+        None => format!("{} deleted", text(key)),
+    };
+    changes.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history() -> History {
+        let mut history = History::default();
+        let change = |value: &str| vec![(b"k".to_vec(), Some(value.as_bytes().to_vec()))];
+        history.events.insert(2, change("1"));
+        history.events.insert(3, change("2"));
+        let done = |value, revision| Write {
+            changes: change(value),
+            outcome: Some(Outcome::Done(revision)),
+        };
+        history.writes.insert(1, done("1", 2));
+        history.writes.insert(2, done("2", 3));
+        history
+    }
+
+    fn read(floor: i64, revision: i64, value: &str) -> Read {
+        let (key, value) = (b"k".to_vec(), Some(value.as_bytes().to_vec()));
+        Read { floor, revision, key, value }
+    }
+
+    #[test]
+    fn a_good_history_is_good() {
+        let mut history = history();
+        history.reads.extend([read(2, 2, "1"), read(2, 3, "2"), read(3, 3, "2")]);
+        history.judge();
+        assert_eq!(history.violation(), None);
+    }
+
+    #[test]
+    fn each_rule_can_be_broken() {
+        let breaks: [(&str, fn(&mut History)); 7] = [
+            ("stale", |history| history.reads.push(read(3, 2, "1"))),
+            ("something else", |history| history.reads.push(read(2, 3, "1"))),
+            ("never seen", |history| drop(history.events.remove(&2))),
+            ("again", |history| drop(history.events.insert(4, history.events[&3].clone()))),
+            ("was acknowledged at", |history| {
+                history.writes.get_mut(&2).expect("there").outcome = Some(Outcome::Done(2));
+            }),
+            ("failed and is", |history| {
+                history.writes.get_mut(&2).expect("there").outcome = Some(Outcome::Failed);
+            }),
+            ("acknowledged twice", |history| {
+                let changes = history.events[&3].clone();
+                let outcome = Some(Outcome::Done(3));
+                history.writes.insert(3, Write { changes, outcome });
+            }),
+        ];
+        for (text, break_it) in breaks {
+            let mut history = history();
+            break_it(&mut history);
+            history.judge();
+            let found = history.violation().unwrap_or("nothing");
+            assert!(found.contains(text), "{text}: {found}");
+        }
+    }
+}
