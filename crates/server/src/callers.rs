@@ -37,7 +37,7 @@ pub enum Tokens {
     /// Random words that every member learns from the log.
     Simple,
     /// Words that say who was recognized, signed.
-    Jwt(Jwt),
+    Jwt(Box<Jwt>),
 }
 
 impl Tokens {
@@ -63,7 +63,7 @@ impl Tokens {
         match kind {
             "" => Ok(Self::Nothing),
             "simple" => Ok(Self::Simple),
-            "jwt" => Jwt::new(&options).map(Self::Jwt).map_err(wrong),
+            "jwt" => Jwt::new(&options).map(|jwt| Self::Jwt(Box::new(jwt))).map_err(wrong),
             other => Err(wrong(format!("unknown kind \"{other}\": use simple or jwt"))),
         }
     }

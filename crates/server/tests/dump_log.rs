@@ -1,8 +1,12 @@
 //! `kelson log` from outside: what was asked of a member stands in its log, whether it runs or not.
 
 use kelson_api::Message;
+use kelson_api::etcdserverpb::auth_client::AuthClient;
 use kelson_api::etcdserverpb::kv_client::KvClient;
-use kelson_api::etcdserverpb::{DeleteRangeRequest, PutRequest};
+use kelson_api::etcdserverpb::{
+    AuthEnableRequest, AuthUserAddRequest, AuthUserGrantRoleRequest, AuthenticateRequest,
+    DeleteRangeRequest, PutRequest,
+};
 
 mod process;
 
@@ -46,6 +50,37 @@ fn requests_of_clients_stand_in_the_log() {
     assert!(requests.contains(&("delete-range".into(), delete.encode_to_vec())), "{requests:?}");
     let text = lines(&server, &[]);
     assert!(text.iter().any(|line| line.contains("PutRequest")), "{text:?}");
+}
+
+#[test]
+fn neither_hashes_nor_tokens_are_shown() {
+    let server = Server::start(&["--bcrypt-cost=4"]);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let token = runtime.block_on(async {
+        let address = format!("http://127.0.0.1:{}", server.client);
+        let mut auth = AuthClient::connect(address).await.expect("it connects");
+        let (name, password) = ("root".to_owned(), "secret".to_owned());
+        let add = AuthUserAddRequest { name, password, ..Default::default() };
+        auth.user_add(add).await.expect("a user");
+        let grant = AuthUserGrantRoleRequest { user: "root".into(), role: "root".into() };
+        auth.user_grant_role(grant).await.expect("granted");
+        auth.auth_enable(AuthEnableRequest {}).await.expect("auth on");
+        let login = AuthenticateRequest { name: "root".into(), password: "secret".into() };
+        auth.authenticate(login).await.expect("a token").into_inner().token
+    });
+    let (word, _) = token.split_once('.').expect("a simple token");
+    let text = lines(&server, &[]).concat();
+    assert!(text.contains("UserAdd") && text.contains("Login"), "{text}");
+    assert!(!text.contains(word) && !text.contains("secret"), "{text}");
+    assert_eq!(text.matches("(hidden)").count(), 2, "{text}");
+    for line in lines(&server, &["--json"]) {
+        let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        for command in line["commands"].as_array().into_iter().flatten() {
+            let bytes = STANDARD.decode(command["request"].as_str().expect("base64"));
+            let request = String::from_utf8_lossy(&bytes.expect("base64")).into_owned();
+            assert!(!request.contains(word) && !request.contains("JDJh"), "{request}");
+        }
+    }
 }
 
 #[test]
