@@ -99,7 +99,7 @@ impl Session {
 
     async fn dispatch(&mut self, line: &str) -> Vec<String> {
         if let Some(request) = line.strip_prefix("json ") {
-            return self.json(request).await;
+            return json::command(&self.authority, request).await;
         }
         if let Some(rest) = line.strip_prefix("start ") {
             let (name, command) = rest.split_once(' ').expect("start NAME COMMAND");
@@ -127,29 +127,6 @@ impl Session {
             _ => self.other_command(&name, &mut words).await,
         };
         lines.unwrap_or_else(|status| format::status(&status))
-    }
-
-    /// `json [METHOD] [lines=N] [header=NAME:VALUE]... [headers] /PATH BODY`.
-    async fn json(&self, request: &str) -> Vec<String> {
-        let start =
-            if request.starts_with('/') { 0 } else { request.find(" /").map_or(0, |at| at + 1) };
-        let (options, rest) = request.split_at(start);
-        let (path, body) = rest.split_once(' ').unwrap_or((rest, ""));
-        let mut ask = json::Ask { method: "POST", path, headers: Vec::new(), body, lines: None };
-        let mut shows_headers = false;
-        for option in options.split_whitespace() {
-            match parse::option(option) {
-                ("lines", count) => ask.lines = Some(count.parse().expect("lines=N")),
-                ("header", header) => ask.headers.push(header.replacen(':', ": ", 1)),
-                ("headers", _) => shows_headers = true,
-                (method, _) => ask.method = method,
-            }
-        }
-        match json::ask(&self.authority, &ask).await {
-            Ok(answer) if shows_headers => json::show_headers(&answer),
-            Ok(answer) => json::show(&answer),
-            Err(error) => vec![error],
-        }
     }
 
     async fn start(&mut self, name: &str, command: &str) -> Vec<String> {
@@ -336,7 +313,7 @@ impl Session {
         let stream = words.string().expect("w STREAM create|cancel|progress|empty");
         let action = words.string().expect("w STREAM create|cancel|progress|empty");
         let request_union = match action.as_str() {
-            "create" => Some(RequestUnion::CreateRequest(watch_create(words))),
+            "create" => Some(RequestUnion::CreateRequest(parse::watch_create(words))),
             "cancel" => {
                 let request = pb::WatchCancelRequest { watch_id: words.number() };
                 Some(RequestUnion::CancelRequest(request))
@@ -566,35 +543,6 @@ async fn sum(responses: &mut Streaming<pb::WatchResponse>, wanted: i64) -> Resul
     }
     let bounded = largest <= 1000;
     Ok(format!("events={events} from={first} to={last} ordered={ordered} bounded={bounded}"))
-}
-
-fn watch_create(words: &mut Words) -> pb::WatchCreateRequest {
-    let key = words.positional().unwrap_or_default();
-    let range_end = words.positional().unwrap_or_default();
-    let mut request = pb::WatchCreateRequest { key, range_end, ..Default::default() };
-    while let Some(word) = words.string() {
-        let (name, value) = parse::option(&word);
-        let number = || value.parse::<i64>().expect("the option takes a number");
-        match name {
-            "from" => request.start_revision = number(),
-            "id" => request.watch_id = number(),
-            "prev_kv" => request.prev_kv = true,
-            "fragment" => request.fragment = true,
-            "progress_notify" => request.progress_notify = true,
-            "filters" => {
-                request.filters = value
-                    .split('+')
-                    .map(|filter| match filter {
-                        "noput" => 0,
-                        "nodelete" => 1,
-                        other => other.parse().expect("noput, nodelete or a number"),
-                    })
-                    .collect();
-            }
-            other => panic!("create knows no option {other:?}"),
-        }
-    }
-    request
 }
 
 fn strip_ids(text: &str) -> String {

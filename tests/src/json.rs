@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::parse::option;
+
 /// How long a stream may be silent before it is taken for quiet.
 const QUIET: Duration = Duration::from_millis(700);
 
@@ -21,6 +23,30 @@ const SHOWN: [&str; 8] = [
     "location",
     "x-content-type-options",
 ];
+
+/// Runs `[METHOD] [lines=N] [header=NAME:VALUE]... [headers] /PATH BODY`: `lines` waits for so many
+/// only, `headers` shows those that count instead of the body.
+pub async fn command(authority: &str, request: &str) -> Vec<String> {
+    let start =
+        if request.starts_with('/') { 0 } else { request.find(" /").map_or(0, |at| at + 1) };
+    let (options, rest) = request.split_at(start);
+    let (path, body) = rest.split_once(' ').unwrap_or((rest, ""));
+    let mut wanted = Ask { method: "POST", path, headers: Vec::new(), body, lines: None };
+    let mut shows_headers = false;
+    for word in options.split_whitespace() {
+        match option(word) {
+            ("lines", count) => wanted.lines = Some(count.parse().expect("lines=N")),
+            ("header", header) => wanted.headers.push(header.replacen(':', ": ", 1)),
+            ("headers", _) => shows_headers = true,
+            (method, _) => wanted.method = method,
+        }
+    }
+    match ask(authority, &wanted).await {
+        Ok(answer) if shows_headers => show_headers(&answer),
+        Ok(answer) => show(&answer),
+        Err(error) => vec![error],
+    }
+}
 
 /// What one request looks like.
 pub struct Ask<'a> {

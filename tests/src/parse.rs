@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use kelson_api::etcdserverpb::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    WatchCreateRequest,
     compare::{CompareResult, CompareTarget, TargetUnion},
     range_request::{SortOrder, SortTarget},
     request_op::Request,
@@ -232,6 +233,36 @@ pub fn delete(words: &mut Words) -> DeleteRangeRequest {
         match word.as_str() {
             "prev_kv" => request.prev_kv = true,
             other => panic!("del knows no option {other:?}"),
+        }
+    }
+    request
+}
+
+/// The rest of `w STREAM create KEY [END] [options]`.
+pub fn watch_create(words: &mut Words) -> WatchCreateRequest {
+    let key = words.positional().unwrap_or_default();
+    let range_end = words.positional().unwrap_or_default();
+    let mut request = WatchCreateRequest { key, range_end, ..Default::default() };
+    while let Some(word) = words.string() {
+        let (name, value) = option(&word);
+        let number = || value.parse::<i64>().expect("the option takes a number");
+        match name {
+            "from" => request.start_revision = number(),
+            "id" => request.watch_id = number(),
+            "prev_kv" => request.prev_kv = true,
+            "fragment" => request.fragment = true,
+            "progress_notify" => request.progress_notify = true,
+            "filters" => {
+                request.filters = value
+                    .split('+')
+                    .map(|filter| match filter {
+                        "noput" => 0,
+                        "nodelete" => 1,
+                        other => other.parse().expect("noput, nodelete or a number"),
+                    })
+                    .collect();
+            }
+            other => panic!("create knows no option {other:?}"),
         }
     }
     request

@@ -282,6 +282,7 @@ fn http_listeners_of_their_own_leave_grpc_alone() {
     let flag = format!("--listen-client-http-urls=http://127.0.0.1:{free}");
     let server = Server::start(&[&flag]);
     assert_eq!(get(free, "/health").expect("an answer").body, HEALTHY);
+    assert_eq!(get(free, "/v3/kv/range").expect("an answer").status, 501);
     // What is no gRPC gets gRPC's refusal there.
     let answer = get(server.client, "/health").expect("an answer");
     assert!(!answer.body.contains("health"), "{}", answer.body);
