@@ -41,6 +41,8 @@ pub struct NodeConfig {
     pub snapshot_catchup_entries: u64,
     /// `--force-new-cluster`: the data directory becomes a cluster of this member alone.
     pub force_new_cluster: bool,
+    /// `--wal-dir`: where an etcd that ran on this data directory kept its log, if elsewhere.
+    pub etcd_wal_dir: Option<PathBuf>,
     /// How connections to other members are made.
     pub connect: PeerConnector,
     /// Settings of the store: checkpoints, compaction, memory. Its `data_dir` is replaced by the
@@ -67,6 +69,7 @@ impl NodeConfig {
             max_request_bytes: 1_572_864,
             snapshot_catchup_entries: 5_000,
             force_new_cluster: false,
+            etcd_wal_dir: None,
             connect: plain_connector(),
         }
     }

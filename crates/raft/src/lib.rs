@@ -9,8 +9,12 @@
 //! Only this crate names openraft, and only `codec` says what consensus looks like on disk. It
 //! never speaks to clients and never decides what a command does. Other members are reached through
 //! `network` (what openraft sends), `forward` (what followers ask their leader) and answered by
-//! `peer_service`; `peers` says who they are. `dump` shows a log to people and tools.
+//! `peer_service`; `peers` says who they are. `dump` shows a log to people and tools, `check` looks at
+//! all files of a stopped member; `restore` and `adopt` make members from snapshots and from the data
+//! of an etcd.
 
+mod adopt;
+mod check;
 mod codec;
 mod config;
 mod confirm;
@@ -30,6 +34,8 @@ mod progress;
 mod proposer;
 mod purge;
 mod reads;
+mod restore;
+mod seed;
 mod snapshot;
 mod stall;
 mod state_machine;
@@ -39,6 +45,8 @@ mod types;
 mod waiters;
 mod wire;
 
+pub use adopt::AdoptError;
+pub use check::{Checked, check};
 pub use codec::DecodeError;
 pub use config::NodeConfig;
 pub use dump::{DumpError, Shown, show_log};
@@ -47,6 +55,8 @@ pub use identity::{bootstrap_member_id, cluster_id};
 pub use membership::MemberChange;
 pub use node::Node;
 pub use peers::{Credentials, PeerChannel, PeerConnector, PeerCounters, PeerIo, plain_connector};
+pub use restore::{Restore, RestoreError, restore};
+pub use seed::SeedError;
 pub use status::{Counters, Status};
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ use crate::state_machine::{SharedStore, StateMachine};
 use crate::status::{Counters, Pace, Status};
 use crate::types::{Peer, Raft, Vote};
 use crate::waiters::Waiters;
-use crate::{codec, confirm, force, purge, stall, status};
+use crate::{adopt, codec, confirm, force, purge, stall, status};
 
 /// Pause between two attempts of a starting member to find a leader.
 const READY_RETRY: Duration = Duration::from_millis(50);
@@ -103,7 +103,11 @@ impl Node {
     ) -> Result<(Node, Reader), StartError> {
         let settings = config.consensus()?;
         let opening = config.clone();
-        let data_dir = blocking(move || Ok(DataDir::open(&opening.data_dir)?)).await?;
+        let data_dir = blocking(move || {
+            adopt::adopt(&opening.data_dir, opening.etcd_wal_dir.as_deref())?;
+            Ok(DataDir::open(&opening.data_dir)?)
+        });
+        let data_dir = data_dir.await?;
         let arrival = match data_dir.identity() {
             Some(_) => None,
             None => Some(join::arrive(&config).await?),
