@@ -12,4 +12,5 @@ pub mod parse;
 pub mod pings;
 pub mod script;
 pub mod server;
+pub mod tools;
 pub mod watch;

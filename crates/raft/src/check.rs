@@ -103,13 +103,14 @@ fn strangers(member_dir: &Path, checked: &mut Checked) {
 fn check_log(dir: &DataDir, checked: &mut Checked) -> Option<Verified> {
     match verify(&LogOptions::new(dir.wal_dir(), dir.storage_uuid())) {
         Ok(log) => {
-            checked.facts.push(format!(
-                "log: entries {} to {}, term {}, in {} segments",
-                log.purged.index + 1,
-                log.last.index,
-                log.last.term,
-                log.segments
-            ));
+            let (first, last) = (log.purged.index + 1, log.last.index);
+            checked.facts.push(match first > last {
+                true => format!("log: no entries behind {last}"),
+                false => format!(
+                    "log: entries {first} to {last}, term {}, in {} segments",
+                    log.last.term, log.segments
+                ),
+            });
             if let Some(Err(error)) = log.vote.clone().map(codec::decode_vote) {
                 let path = dir.wal_dir();
                 checked.problems.push(format!("{}: {error}; {REPLACE}", path.display()));

@@ -77,10 +77,10 @@ fn refuse(called_as: CalledAs, name: &str, error: &clap::Error) -> ExitCode {
             let flag = argument.split(' ').next().unwrap_or_default();
             (format!("invalid argument {value:?} for {flag:?} flag"), 1)
         }
-        ErrorKind::MissingRequiredArgument if argument.contains("<filename>") => {
-            ("exactly one argument is required: the file".to_owned(), BAD_ARGUMENTS)
+        ErrorKind::MissingRequiredArgument => {
+            let flag = argument.trim_start_matches('-').split(' ').next().unwrap_or_default();
+            (format!("required flag(s) {flag:?} not set"), 1)
         }
-        ErrorKind::MissingRequiredArgument => (format!("required flag(s) {argument} not set"), 1),
         _ => {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();

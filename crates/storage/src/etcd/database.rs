@@ -315,9 +315,10 @@ impl Database {
     fn kept(&self, at: i64) -> Result<HashSet<(i64, i64)>, EtcdFileError> {
         let mut newest: HashMap<Vec<u8>, (i64, i64)> = HashMap::new();
         self.rows(|row| {
-            if row.key.main > at || row.kv.is_empty() {
+            if row.key.main > at {
                 return Ok(());
             }
+            // The row that `--bump-revision` leaves counts as an empty key, as it does in etcd.
             let parsed = row::parse(row.kv).ok_or_else(|| self.bad_row(row.key))?;
             let key = &row.kv[parsed.key];
             if row.tombstone {
