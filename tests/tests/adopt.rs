@@ -200,3 +200,72 @@ fn what_cannot_be_taken_over_is_refused_and_left_as_it_is() {
     let started = cluster.try_ready(0);
     assert!(started.is_ok() || started.is_err_and(|log| log.contains("checksum")));
 }
+
+/// Exports a stopped member; `to` becomes the data directory of a member of another cluster.
+fn export(from: &Path, to: &Cluster, index: usize, flags: &[&str]) {
+    let (from, to_dir) = (from.display().to_string(), to.data_dir(index).display().to_string());
+    let (name, list, url) = (format!("m{index}"), to.initial_cluster(), to.peer_url(index));
+    let words = ["export", "--data-dir", &from, "--to", &to_dir, "--name", &name];
+    let words = words.into_iter().chain(["--initial-cluster", &list]);
+    let words = words.chain(["--initial-advertise-peer-urls", &url]);
+    run(&kelson_binary(), words.chain(flags.iter().copied())).ok();
+}
+
+#[test]
+fn there_and_back_again() {
+    let mut cluster = Cluster::start(&etcd_binary(), 1, "http", &[]);
+    fill(&cluster.endpoint(0));
+    let at = revision(&cluster.endpoint(0));
+    let hash = hash_kv(&cluster.endpoint(0), at);
+    let past = etcdctl(&cluster.endpoint(0), &["get", "key", "--prefix", "--rev=40"]);
+    cluster.stop(0);
+    cluster.become_of(&kelson_binary());
+    cluster.spawn(0);
+    cluster.wait_ready(0);
+    etcdctl(&cluster.endpoint(0), &["put", "new", "ours"]);
+    cluster.stop(0);
+    let dir = cluster.data_dir(0);
+    let mut etcd = Cluster::reserved(&etcd_binary(), 3);
+    for index in 0..3 {
+        export(&dir, &etcd, index, &[]);
+    }
+    let to = etcd.data_dir(0).display().to_string();
+    let words = ["export", "--data-dir", &dir.display().to_string(), "--to", &to];
+    assert!(run(&kelson_binary(), words).failure(1).contains("not empty"));
+    let list = format!("--initial-cluster={}", etcd.initial_cluster());
+    (0..3).for_each(|index| etcd.spawn_finding(index, std::slice::from_ref(&list)));
+    (0..3).for_each(|index| etcd.wait_ready(index));
+    for index in 0..3 {
+        let endpoint = etcd.endpoint(index);
+        assert_eq!(hash_kv(&endpoint, at), hash, "member {index}");
+        assert_eq!(etcdctl(&endpoint, &["get", "key", "--prefix", "--rev=40"]), past);
+        assert_eq!(etcdctl(&endpoint, &["get", "new"]), "new\nours\n");
+        assert!(etcdctl(&endpoint, &["lease", "list"]).starts_with("found 1 leases"));
+        etcdctl(&endpoint, &["put", &format!("etcds{index}"), "x"]);
+    }
+    // It restarts, and its own tools find nothing wrong.
+    (0..3).for_each(|index| etcd.stop(index));
+    (0..3).for_each(|index| etcd.spawn(index));
+    (0..3).for_each(|index| etcd.wait_ready(index));
+    assert_eq!(etcdctl(&etcd.endpoint(2), &["get", "etcds0"]), "etcds0\nx\n");
+}
+
+#[test]
+fn a_member_alone_is_exported_as_it_is() {
+    let mut cluster = Cluster::start(&kelson_binary(), 1, "http", &[]);
+    fill(&cluster.endpoint(0));
+    let at = revision(&cluster.endpoint(0));
+    let hash = hash_kv(&cluster.endpoint(0), at);
+    cluster.stop(0);
+    let dir = cluster.data_dir(0);
+    let out = dir.with_extension("etcd");
+    let (from, to) = (dir.display().to_string(), out.display().to_string());
+    run(&kelson_binary(), ["export", "--data-dir", &from, "--to", &to]).ok();
+    std::fs::rename(dir.join("member"), dir.join("member.kelson")).expect("rename");
+    std::fs::rename(out.join("member"), dir.join("member")).expect("rename");
+    cluster.become_of(&etcd_binary());
+    cluster.spawn(0);
+    cluster.wait_ready(0);
+    assert_eq!(hash_kv(&cluster.endpoint(0), at), hash);
+    etcdctl(&cluster.endpoint(0), &["put", "new", "etcds"]);
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kelson_api::Message;
 use kelson_api::command::Batch;
-use kelson_storage::log::{Dumped, LogOptions, Verified, dump, verify};
+use kelson_storage::log::{Dumped, LogError, LogOptions, Verified, dump, verify};
 use kelson_storage::offline::{StateFacts, examine};
 use kelson_storage::{DataDir, OpenError};
 
@@ -116,6 +116,12 @@ fn check_log(dir: &DataDir, checked: &mut Checked) -> Option<Verified> {
                 checked.problems.push(format!("{}: {error}; {REPLACE}", path.display()));
             }
             Some(log)
+        }
+        // A file that is not ours by its first bytes may be one of ours whose first bytes have changed.
+        Err(error @ (LogError::Foreign { .. } | LogError::OtherMember { .. })) => {
+            let text = "if nobody put it there";
+            checked.problems.push(format!("{error}; {text}, {REPLACE}"));
+            None
         }
         Err(error) => {
             checked.problems.push(error.to_string());

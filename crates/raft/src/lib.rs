@@ -11,7 +11,7 @@
 //! `network` (what openraft sends), `forward` (what followers ask their leader) and answered by
 //! `peer_service`; `peers` says who they are. `dump` shows a log to people and tools, `check` looks at
 //! all files of a stopped member; `restore` and `adopt` make members from snapshots and from the data
-//! of an etcd.
+//! of an etcd; `export` makes a directory for an etcd.
 
 mod adopt;
 mod check;
@@ -20,6 +20,7 @@ mod config;
 mod confirm;
 mod dump;
 mod error;
+mod export;
 mod force;
 mod forward;
 mod identity;
@@ -51,6 +52,7 @@ pub use codec::DecodeError;
 pub use config::NodeConfig;
 pub use dump::{DumpError, Shown, show_log};
 pub use error::StartError;
+pub use export::{Export, ExportError, export};
 pub use identity::{bootstrap_member_id, cluster_id};
 pub use membership::MemberChange;
 pub use node::Node;

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
                         The Raft log of a member, entry by entry:\n\n  kelson log --help\n\n\
                         Snapshots, and the files of a member that does not run:\n\n  \
                         kelson snapshot --help\n  kelson check --help\n  \
-                        kelson hashkv --help\n  kelson defrag --help\n";
+                        kelson hashkv --help\n  kelson defrag --help\n  kelson export --help\n";
             print(&format!("{}\n{more}", config::help_text()))
         }
         Ok(Command::Version) => print(&version::version_text()),

@@ -11,7 +11,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::{BAD_ARGUMENTS, CalledAs, print};
 
 /// Words that make this program a tool.
-pub(super) const COMMANDS: [&str; 5] = ["snapshot", "check", "hashkv", "defrag", "version"];
+pub(super) const COMMANDS: [&str; 6] =
+    ["snapshot", "check", "hashkv", "defrag", "export", "version"];
 
 /// Flags of etcdctl about servers, which scripts give to `snapshot restore` as well.
 const OF_SERVERS: [&str; 11] = [
@@ -118,7 +119,7 @@ fn command(called_as: CalledAs, name: &'static str) -> Command {
         }
         return tool;
     }
-    tool.subcommand(
+    tool.subcommand(export()).subcommand(
         Command::new("check")
             .about("Verifies every file of a member and says what is wrong where.")
             .arg(text("data-dir", "default.etcd").help("the directory of the member")),
@@ -171,16 +172,6 @@ fn snapshot() -> Command {
         .arg(file())
         .arg(Arg::new("data-dir").long("data-dir").help("directory to make; empty: <name>.etcd"))
         .arg(Arg::new("wal-dir").long("wal-dir").help("accepted; the log is in the data directory"))
-        .arg(Arg::new("name").long("name").help("name of this member [default: default]"))
-        .arg(
-            text("initial-cluster", "default=http://localhost:2380")
-                .help("all members of the new cluster"),
-        )
-        .arg(text("initial-cluster-token", "etcd-cluster").help("name of the new cluster"))
-        .arg(
-            text("initial-advertise-peer-urls", "http://localhost:2380")
-                .help("peer URLs of this member"),
-        )
         .arg(switch("skip-hash-check").help("take a file without a hash, or with another one"))
         .arg(
             Arg::new("bump-revision")
@@ -201,8 +192,41 @@ fn snapshot() -> Command {
         .about("Snapshot files: their status, and the way back to a member.")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(restore)
+        .subcommand(membership(restore))
         .subcommand(status)
+}
+
+/// Who the member is and in which company.
+fn membership(command: Command) -> Command {
+    command
+        .arg(Arg::new("name").long("name").help("name of this member [default: default]"))
+        .arg(
+            text("initial-cluster", "default=http://localhost:2380")
+                .help("all members of the new cluster"),
+        )
+        .arg(text("initial-cluster-token", "etcd-cluster").help("name of the new cluster"))
+        .arg(
+            text("initial-advertise-peer-urls", "http://localhost:2380")
+                .help("peer URLs of this member"),
+        )
+}
+
+fn export() -> Command {
+    let command = Command::new("export")
+        .about("Makes a data directory of etcd from the state of a member that does not run.")
+        .long_about(
+            "Makes a data directory of etcd from the state of a member that does not run: one member \
+             of a new cluster. Without --initial-cluster that member is alone, with the name and the \
+             peer URLs that it has now. For several, run it once for each on the same state.",
+        )
+        .arg(Arg::new("data-dir").long("data-dir").required(true).help("the member's directory"))
+        .arg(Arg::new("to").long("to").required(true).help("the directory to make"))
+        .arg(
+            text("etcd-version", "3.7")
+                .value_parser(PossibleValuesParser::new(["3.4", "3.5", "3.6", "3.7"]))
+                .help("release that will start on it"),
+        );
+    membership(command)
 }
 
 fn hashkv() -> Command {

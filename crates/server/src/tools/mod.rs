@@ -1,4 +1,5 @@
-//! Commands on files, while no member runs: `kelson snapshot`, `check`, `hashkv`, `defrag`, `version`.
+//! Commands on files, while no member runs: `kelson snapshot`, `check`, `hashkv`, `defrag`, `export`,
+//! `version`.
 //! The program does the same under the names `etcdutl` and `etcdctl`, whose flags, output and exit codes
 //! these are. Nothing here opens a socket; what is done to files is done by the crates below.
 //!
@@ -100,6 +101,7 @@ fn carry_out(called_as: CalledAs, matches: &ArgMatches) -> Result<(), Failure> {
         "check" => offline::check(matches),
         "hashkv" => offline::hashkv(matches),
         "defrag" => offline::defrag(matches),
+        "export" => snapshot::export(matches),
         _ => {
             print::out(&match called_as {
                 CalledAs::Kelson => version::version_text(),

@@ -102,6 +102,12 @@ pub(super) fn hashkv(matches: &ArgMatches) -> Result<(), Failure> {
 
 fn hash_of_member(dir: &Path, revision: i64) -> Result<HashKv, Failure> {
     let stopped = open(dir)?;
+    tell_if_behind(&stopped)?;
+    stopped.reader.hash_kv(revision).map_err(Failure::new)
+}
+
+/// A member that was killed has entries in its log that its state has not.
+pub(super) fn tell_if_behind(stopped: &Stopped) -> Result<(), Failure> {
     let applied = stopped.reader.applied().index;
     let log = LogOptions::new(stopped.data_dir.wal_dir(), stopped.data_dir.storage_uuid());
     let last = verify(&log).map_err(Failure::new)?.last.index;
@@ -111,10 +117,10 @@ fn hash_of_member(dir: &Path, revision: i64) -> Result<HashKv, Failure> {
              stopped in order, and a start would add what is missing"
         );
     }
-    stopped.reader.hash_kv(revision).map_err(Failure::new)
+    Ok(())
 }
 
-fn open(dir: &Path) -> Result<Stopped, Failure> {
+pub(super) fn open(dir: &Path) -> Result<Stopped, Failure> {
     open_stopped(dir).map_err(|error| match error {
         OpenError::NoMember { .. } if !dir.exists() => {
             Failure::new(format!("stat {}: no such file or directory", dir.display()))

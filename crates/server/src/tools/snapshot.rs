@@ -1,12 +1,14 @@
-//! `snapshot status` and `snapshot restore`. What a snapshot holds and what a member begins with is
+//! `snapshot status`, `snapshot restore` and `export`. What a snapshot holds and what a member begins with is
 //! known below; here flags become a request, and the outcome becomes text.
 
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
-use kelson_raft::Restore;
+use clap::parser::ValueSource;
+use kelson_raft::{Export, Restore};
 use kelson_server::config::{Config, Url, Value as _, parse_members};
-use kelson_storage::etcd::{Database, Digest, Imported, check_digest};
+use kelson_storage::etcd::{Database, Digest, EtcdVersion, Imported, check_digest};
+use kelson_storage::offline::Stopped;
 use serde_json::Value;
 
 use super::print::{self, Column};
@@ -82,6 +84,68 @@ pub(super) fn restore(matches: &ArgMatches) -> Result<(), Failure> {
         asked.data_dir.display()
     ));
     Ok(())
+}
+
+/// The way out: `kelson export`.
+pub(super) fn export(matches: &ArgMatches) -> Result<(), Failure> {
+    let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
+    let stopped = offline::open(Path::new(&text("data-dir")))?;
+    offline::tell_if_behind(&stopped)?;
+    let is_given = matches.value_source("initial-cluster") == Some(ValueSource::CommandLine);
+    let restore = match is_given {
+        true => describe(matches)?,
+        false => alone(&stopped, text("initial-cluster-token"))?,
+    };
+    let asked = Export {
+        name: restore.name,
+        initial_cluster: restore.initial_cluster,
+        initial_cluster_token: restore.initial_cluster_token,
+        advertise_peer_urls: restore.advertise_peer_urls,
+        version: match text("etcd-version").as_str() {
+            "3.4" | "3.5" => EtcdVersion::V3_5,
+            "3.6" => EtcdVersion::V3_6,
+            _ => EtcdVersion::V3_7,
+        },
+        target: text("to").into(),
+    };
+    let identity = kelson_raft::export(&stopped, &asked).map_err(Failure::new)?;
+    let list: Vec<String> = asked
+        .initial_cluster
+        .iter()
+        .flat_map(|(name, urls)| urls.iter().map(move |url| format!("{name}={url}")))
+        .collect();
+    say(&format!(
+        "made member {:x} of a new cluster {:x}, revision {}; start etcd with --data-dir={} --name={} \
+         --initial-cluster={} and its own --initial-advertise-peer-urls",
+        identity.member_id,
+        identity.cluster_id,
+        stopped.reader.revision(),
+        asked.target.display(),
+        asked.name,
+        list.join(",")
+    ));
+    Ok(())
+}
+
+/// The member as it is, without the others.
+fn alone(stopped: &Stopped, initial_cluster_token: String) -> Result<Restore, Failure> {
+    let own = stopped.data_dir.identity().map(|identity| identity.member_id);
+    let row = stopped.reader.members().into_iter().find(|member| Some(member.id) == own);
+    let row = row.filter(|row| !row.peer_ur_ls.is_empty());
+    let row = row.ok_or_else(|| {
+        Failure::new(
+            "the member does not know its own peer URLs: give --name, --initial-cluster and \
+                      --initial-advertise-peer-urls",
+        )
+    })?;
+    let name = if row.name.is_empty() { DEFAULT_NAME.to_owned() } else { row.name };
+    Ok(Restore {
+        initial_cluster: vec![(name.clone(), row.peer_ur_ls.clone())],
+        name,
+        initial_cluster_token,
+        advertise_peer_urls: row.peer_ur_ls,
+        ..Restore::default()
+    })
 }
 
 /// Progress and notes go where etcd's tools log.

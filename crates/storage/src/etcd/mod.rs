@@ -1,13 +1,14 @@
-//! Files of etcd, read and never written: its database (`member/snap/db`, and snapshot files, which
+//! Files of etcd, read and made, never changed: its database (`member/snap/db`, and snapshot files, which
 //! hold the same), and its write-ahead log. `import` fills a new state of ours from a database. No byte
 //! of these files is trusted: whatever does not fit is an error that names the file and the place, and
 //! memory stays bounded by what the file really holds.
 //!
 //! Rooms: `bolt` knows pages and buckets, `database` what etcd keeps in them, `wal` the log, `import`
-//! the way into our own state, `target` the directory that it goes to.
+//! the way into our own state, `target` the directory that it goes to, `export` the way out.
 
 mod bolt;
 mod database;
+mod export;
 mod import;
 mod target;
 mod wal;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 pub use database::{
     AuthRows, Compactions, Database, DatabaseStatus, Digest, Imprint, check_digest,
 };
+pub use export::{EtcdVersion, Founding, export};
 pub use import::{ImportError, Imported, Plan, import};
 pub use target::{Target, finish_adoption, is_etcd_dir};
 pub use wal::{ConfChange, ConfChangeKind, EtcdEntry, EtcdLog, Payload, read_wal};

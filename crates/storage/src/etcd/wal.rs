@@ -28,14 +28,29 @@ const SECTOR: u64 = 512;
 /// there are few. Unit: bytes.
 const HELD_BYTES_MAX: usize = 1 << 30;
 
-const METADATA: i64 = 1;
-const ENTRY: i64 = 2;
-const STATE: i64 = 3;
-const CRC: i64 = 4;
-const SNAPSHOT: i64 = 5;
+pub(super) const METADATA: i64 = 1;
+pub(super) const ENTRY: i64 = 2;
+pub(super) const STATE: i64 = 3;
+pub(super) const CRC: i64 = 4;
+pub(super) const SNAPSHOT: i64 = 5;
 
 const NORMAL: i32 = 0;
-const CONF_CHANGE: i32 = 1;
+pub(super) const CONF_CHANGE: i32 = 1;
+
+impl Record {
+    /// Appends the record as it stands in a file.
+    pub(super) fn frame_into(&self, file: &mut Vec<u8>) {
+        let bytes = self.encode_to_vec();
+        let padding = (8 - bytes.len() % 8) % 8;
+        let mut frame = bytes.len() as u64;
+        if padding != 0 {
+            frame |= (0x80 | padding as u64) << 56;
+        }
+        file.extend_from_slice(&frame.to_le_bytes());
+        file.extend_from_slice(&bytes);
+        file.resize(file.len() + padding, 0);
+    }
+}
 
 /// What the log says.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -105,61 +120,61 @@ pub enum ConfChangeKind {
 }
 
 #[derive(Clone, PartialEq, kelson_api::Message)]
-struct Record {
+pub(super) struct Record {
     #[prost(int64, tag = "1")]
-    kind: i64,
+    pub(super) kind: i64,
     #[prost(uint32, tag = "2")]
-    crc: u32,
+    pub(super) crc: u32,
     #[prost(bytes = "vec", tag = "3")]
-    data: Vec<u8>,
+    pub(super) data: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, kelson_api::Message)]
-struct RaftEntry {
+pub(super) struct RaftEntry {
     #[prost(int32, tag = "1")]
-    kind: i32,
+    pub(super) kind: i32,
     #[prost(uint64, tag = "2")]
-    term: u64,
+    pub(super) term: u64,
     #[prost(uint64, tag = "3")]
-    index: u64,
+    pub(super) index: u64,
     #[prost(bytes = "vec", tag = "4")]
-    data: Vec<u8>,
+    pub(super) data: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, kelson_api::Message)]
-struct HardState {
+pub(super) struct HardState {
     #[prost(uint64, tag = "1")]
-    term: u64,
+    pub(super) term: u64,
     #[prost(uint64, tag = "2")]
-    vote: u64,
+    pub(super) vote: u64,
     #[prost(uint64, tag = "3")]
-    commit: u64,
+    pub(super) commit: u64,
 }
 
 #[derive(Clone, PartialEq, kelson_api::Message)]
-struct Metadata {
+pub(super) struct Metadata {
     #[prost(uint64, tag = "1")]
-    member_id: u64,
+    pub(super) member_id: u64,
     #[prost(uint64, tag = "2")]
-    cluster_id: u64,
+    pub(super) cluster_id: u64,
 }
 
 #[derive(Clone, PartialEq, kelson_api::Message)]
-struct SnapshotMark {
+pub(super) struct SnapshotMark {
     #[prost(uint64, tag = "1")]
-    index: u64,
+    pub(super) index: u64,
     #[prost(uint64, tag = "2")]
-    term: u64,
+    pub(super) term: u64,
 }
 
 #[derive(Clone, PartialEq, kelson_api::Message)]
-struct ConfChangeRecord {
+pub(super) struct ConfChangeRecord {
     #[prost(int32, tag = "2")]
-    kind: i32,
+    pub(super) kind: i32,
     #[prost(uint64, tag = "3")]
-    member_id: u64,
+    pub(super) member_id: u64,
     #[prost(bytes = "vec", tag = "4")]
-    context: Vec<u8>,
+    pub(super) context: Vec<u8>,
 }
 
 /// What etcd adds to the JSON of a member.
@@ -672,15 +687,7 @@ pub(super) fn with_sound_checksums(mut data: &[u8]) -> Vec<u8> {
         if record.kind == CRC {
             continue;
         }
-        let bytes = record.encode_to_vec();
-        let padding = (8 - bytes.len() % 8) % 8;
-        let mut frame = bytes.len() as u64;
-        if padding != 0 {
-            frame |= (0x80 | padding as u64) << 56;
-        }
-        file.extend_from_slice(&frame.to_le_bytes());
-        file.extend_from_slice(&bytes);
-        file.resize(file.len() + padding, 0);
+        record.frame_into(&mut file);
     }
     file
 }
