@@ -161,7 +161,7 @@ impl Bolt {
     pub(super) fn for_each(
         &self,
         bucket: &Bucket,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), EtcdFileError>,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), EtcdFileError>,
     ) -> Result<(), EtcdFileError> {
         let mut pair = |key: &[u8], value: &[u8], is_bucket: bool| {
             if is_bucket {

@@ -211,10 +211,10 @@ impl Database {
     fn pairs(
         &self,
         bucket: &str,
-        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), EtcdFileError>,
+        each: impl FnMut(&[u8], &[u8]) -> Result<(), EtcdFileError>,
     ) -> Result<(), EtcdFileError> {
         match self.buckets.get(bucket.as_bytes()) {
-            Some(found) => self.bolt.for_each(found, &mut each),
+            Some(found) => self.bolt.for_each(found, each),
             None => Ok(()),
         }
     }
@@ -252,7 +252,7 @@ impl Database {
         for (name, bucket) in &self.buckets {
             hash = crc32c::crc32c_append(hash, name);
             let is_rows = name == b"key";
-            self.bolt.for_each(bucket, &mut |key, value| {
+            self.bolt.for_each(bucket, |key, value| {
                 hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, key), value);
                 if is_rows {
                     let parsed = parse_revision(key);
