@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kelson_tests::cluster::Cluster;
 use kelson_tests::server::{etcd_binary, kelson_binary};
-use kelson_tests::tools::{copy_dir, etcdctl, files, hash_kv, run};
+use kelson_tests::tools::{copy_dir, etcdctl, files, hash_kv, peer, run};
 
 /// Something of everything, with the newest changes right at the end.
 fn fill(endpoint: &str) {
@@ -36,8 +36,8 @@ fn member_ids(endpoint: &str) -> Vec<String> {
 }
 
 /// What a real etcd makes of the same files.
-fn etcds_own(data_dir: &Path, at: i64) -> (u64, i64) {
-    let mut etcd = Cluster::reserved(&etcd_binary(), 1);
+fn etcds_own(etcd: &Path, data_dir: &Path, at: i64) -> (u64, i64) {
+    let mut etcd = Cluster::reserved(etcd, 1);
     copy_dir(data_dir, &etcd.data_dir(0));
     let list = etcd.initial_cluster();
     etcd.spawn_finding(0, &[format!("--initial-cluster={list}"), "--force-new-cluster".into()]);
@@ -47,7 +47,21 @@ fn etcds_own(data_dir: &Path, at: i64) -> (u64, i64) {
 
 #[test]
 fn a_member_that_was_killed_goes_on_as_ours() {
-    let mut cluster = Cluster::start(&etcd_binary(), 1, "http", &[]);
+    goes_on_as_ours(&etcd_binary(), "3.7");
+}
+
+#[test]
+fn a_member_of_etcd_3_6_goes_on_as_ours() {
+    goes_on_as_ours(&peer("etcd-3.6"), "3.6");
+}
+
+#[test]
+fn a_member_of_etcd_3_5_goes_on_as_ours() {
+    goes_on_as_ours(&peer("etcd-3.5"), "3.5");
+}
+
+fn goes_on_as_ours(etcd: &Path, version: &str) {
+    let mut cluster = Cluster::start(etcd, 1, "http", &[]);
     // The database follows the log in steps of 100 ms: some of this is only in the log.
     fill(&cluster.endpoint(0));
     let members = member_ids(&cluster.endpoint(0));
@@ -63,7 +77,7 @@ fn a_member_that_was_killed_goes_on_as_ours() {
     assert_eq!(etcdctl(&endpoint, &["get", "last"]), "last\nacknowledged\n");
     assert_eq!(member_ids(&endpoint), members);
     let at = revision(&endpoint);
-    assert_eq!(hash_kv(&endpoint, at), etcds_own(&before, at));
+    assert_eq!(hash_kv(&endpoint, at), etcds_own(etcd, &before, at));
     let leases = etcdctl(&endpoint, &["lease", "list"]);
     let lease = leases.lines().nth(1).expect("a lease").to_owned();
     let keys = etcdctl(&endpoint, &["lease", "timetolive", &lease, "--keys", "-w", "fields"]);
@@ -80,13 +94,23 @@ fn a_member_that_was_killed_goes_on_as_ours() {
 
     // An etcd that is started there by mistake refuses and does no harm.
     cluster.stop(0);
-    cluster.become_of(&etcd_binary());
+    cluster.become_of(etcd);
     cluster.spawn(0);
     assert!(!cluster.wait_end(0).success(), "etcd must not run on our directory");
     cluster.become_of(&kelson_binary());
     cluster.spawn(0);
     cluster.wait_ready(0);
     assert_eq!(etcdctl(&endpoint, &["get", "new"]), "new\nours\n");
+
+    // And the way back to the release that it came from.
+    let hash = hash_kv(&endpoint, 0);
+    cluster.stop(0);
+    let mut back = Cluster::reserved(etcd, 1);
+    export(&cluster.data_dir(0), &back, 0, &["--etcd-version", version]);
+    back.spawn_finding(0, &[format!("--initial-cluster={}", back.initial_cluster())]);
+    back.wait_ready(0);
+    assert_eq!(hash_kv(&back.endpoint(0), 0), hash);
+    etcdctl(&back.endpoint(0), &["put", "new", "etcds"]);
 }
 
 #[test]
@@ -121,7 +145,7 @@ fn three_members_are_taken_over_at_different_places() {
 fn etcds_own_of(cluster: &Cluster, index: usize, at: i64) -> (u64, i64) {
     let temp = tempfile::tempdir().expect("temporary directory");
     copy_dir(&cluster.data_dir(index).join("member.etcd"), &temp.path().join("member"));
-    etcds_own(temp.path(), at)
+    etcds_own(&etcd_binary(), temp.path(), at)
 }
 
 #[test]
