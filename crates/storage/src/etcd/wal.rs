@@ -383,11 +383,10 @@ impl Reading {
         let padding = if frame >> 63 == 1 { frame >> 56 & 7 } else { 0 };
         let len = record_len + padding;
         if len > end - *offset - FRAME {
-            // The length itself may be half of a write.
-            return match is_last {
-                true => Ok(None),
-                false => Err(damaged("a record reaches beyond the end of its file")),
-            };
+            // A length is written as a whole, so this one is wrong, or the file was cut.
+            let reason = "a record reaches beyond the end of its file; if etcd can repair it, start \
+                          etcd once and stop it in order";
+            return Err(damaged(reason));
         }
         // Bounded by the length of the file.
         let mut bytes = vec![0; len as usize];
