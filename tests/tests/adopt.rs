@@ -131,7 +131,7 @@ fn three_members_are_taken_over_at_different_places() {
     let at = revision(&cluster.endpoint(0));
     let hash = hash_kv(&cluster.endpoint(0), at);
     let members = member_ids(&cluster.endpoint(0));
-    cluster.stop(1);
+    cluster.kill(1);
     cluster.kill(0);
     cluster.become_of(&kelson_binary());
     (0..3).for_each(|index| cluster.spawn(index));
@@ -198,7 +198,10 @@ fn what_cannot_be_taken_over_is_refused_and_left_as_it_is() {
     let good = std::fs::read(&wal).expect("read the log");
 
     let end = good.iter().rposition(|byte| *byte != 0).expect("not empty");
-    for place in [200, end / 3, end / 2, end - 300] {
+    // Within values: padding between records is covered by no checksum.
+    let is_value = |place: &usize| good[place - 8..place + 8].iter().all(|byte| *byte == b'v');
+    let values: Vec<usize> = (8..end).filter(is_value).collect();
+    for place in [values[0], values[values.len() / 3], values[values.len() - 1]] {
         let mut bad = good.clone();
         bad[place] ^= 1;
         std::fs::write(&wal, &bad).expect("write the log");
