@@ -294,7 +294,8 @@ fn damaged_snapshots_are_refused_and_leave_nothing() {
     );
     // Heads of pages, where a flipped bit cannot pass for data.
     let (mut refused, mut flipped) = (0, 0);
-    for page in (0..without.len()).step_by(4096) {
+    let pages = without.len() / 4096;
+    for page in (0..pages).step_by((pages / 12).max(1)).map(|page| page * 4096) {
         for offset in [0, 8, 10, 17, 21, 25] {
             let mut bytes = without.to_vec();
             bytes[page + offset] ^= 0x15;
