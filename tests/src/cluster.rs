@@ -69,6 +69,22 @@ impl Cluster {
         cluster
     }
 
+    /// Makes room for this many members; no process yet. Each gets its data, and then is started by
+    /// [`Cluster::spawn_finding`].
+    pub fn reserved(binary: &Path, size: usize) -> Cluster {
+        Cluster::of(binary, size, "http", &[])
+    }
+
+    /// Runs another program from the next start of a member on.
+    pub fn become_of(&mut self, binary: &Path) {
+        self.binary = binary.to_path_buf();
+    }
+
+    /// The `--initial-cluster` of all members.
+    pub fn initial_cluster(&self) -> String {
+        self.list(&(0..self.members.len()).collect::<Vec<_>>())
+    }
+
     fn of(binary: &Path, size: usize, scheme: &'static str, extra: &[String]) -> Cluster {
         let dir = tempfile::Builder::new().prefix("kelson-cluster-").tempdir().expect("temp dir");
         let mut cluster = Cluster {

@@ -14,4 +14,5 @@ pub mod parse;
 pub mod pings;
 pub mod script;
 pub mod server;
+pub mod tools;
 pub mod watch;

@@ -58,6 +58,8 @@ pub struct NodeConfig {
     pub force_new_cluster: bool,
     /// Length of a segment of the log. Unit: bytes; a multiple of 4096 from 16 KiB to 1 GiB.
     pub log_segment_bytes: u64,
+    /// `--wal-dir`: where an etcd that ran on this data directory kept its log, if elsewhere.
+    pub etcd_wal_dir: Option<PathBuf>,
     /// How connections to other members are made.
     pub connect: PeerConnector,
     /// What a simulation puts in the place of the machine; nothing else sets it.
@@ -88,6 +90,7 @@ impl NodeConfig {
             force_new_cluster: false,
             log_segment_bytes: 64 << 20,
             simulated: None,
+            etcd_wal_dir: None,
             connect: plain_connector(),
         }
     }

@@ -81,6 +81,9 @@ pub enum StartError {
         /// Applied index of the state.
         state: u64,
     },
+    /// The data of an etcd cannot be taken over.
+    #[error("take over the data of etcd: {0}")]
+    Adopt(#[from] crate::adopt::AdoptError),
     /// The log cannot be opened.
     #[error("open the log: {0}")]
     Log(#[from] kelson_storage::log::LogError),

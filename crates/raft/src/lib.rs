@@ -9,14 +9,19 @@
 //! Only this crate names openraft, and only `codec` says what consensus looks like on disk. It
 //! never speaks to clients and never decides what a command does. Other members are reached through
 //! `network` (what openraft sends), `forward` (what followers ask their leader) and answered by
-//! `peer_service`; `peers` says who they are. `dump` shows a log to people and tools.
+//! `peer_service`; `peers` says who they are. `dump` shows a log to people and tools, `check` looks at
+//! all files of a stopped member; `restore` and `adopt` make members from snapshots and from the data
+//! of an etcd; `export` makes a directory for an etcd.
 
+mod adopt;
 mod background;
+mod check;
 mod codec;
 mod config;
 mod confirm;
 mod dump;
 mod error;
+mod export;
 mod force;
 mod forward;
 mod identity;
@@ -31,6 +36,8 @@ mod progress;
 mod proposer;
 mod purge;
 mod reads;
+mod restore;
+mod seed;
 mod snapshot;
 mod stall;
 mod state_machine;
@@ -41,14 +48,19 @@ mod types;
 mod waiters;
 mod wire;
 
+pub use adopt::AdoptError;
+pub use check::{Checked, check};
 pub use codec::DecodeError;
 pub use config::{Landing, NodeConfig, Simulated};
 pub use dump::{DumpError, Shown, show_log};
 pub use error::StartError;
+pub use export::{Export, ExportError, export};
 pub use identity::{bootstrap_member_id, cluster_id};
 pub use membership::MemberChange;
 pub use node::Node;
 pub use peers::{Credentials, PeerChannel, PeerConnector, PeerCounters, PeerIo, plain_connector};
+pub use restore::{Restore, RestoreError, restore};
+pub use seed::SeedError;
 pub use status::{Counters, Status};
 
 #[cfg(test)]

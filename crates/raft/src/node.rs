@@ -40,7 +40,7 @@ use crate::state_machine::{SharedStore, StateMachine};
 use crate::status::{Counters, Pace, Status};
 use crate::types::{Peer, Raft, Vote};
 use crate::waiters::Waiters;
-use crate::{codec, confirm, force, purge, stall, status};
+use crate::{adopt, codec, confirm, force, purge, stall, status};
 
 /// Pause between two attempts of a starting member to find a leader.
 const READY_RETRY: Duration = Duration::from_millis(50);
@@ -106,7 +106,11 @@ impl Node {
         let settings = config.consensus()?;
         let opening = config.clone();
         let is_simulated = config.simulated.is_some();
-        let data_dir = opened(is_simulated, move || Ok(DataDir::open(&opening.data_dir)?)).await?;
+        let data_dir = opened(is_simulated, move || {
+            adopt::adopt(&opening.data_dir, opening.etcd_wal_dir.as_deref())?;
+            Ok(DataDir::open(&opening.data_dir)?)
+        });
+        let data_dir = data_dir.await?;
         let arrival = match data_dir.identity() {
             Some(_) => None,
             None => Some(join::arrive(&config).await?),

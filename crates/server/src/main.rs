@@ -1,8 +1,9 @@
 //! The binary: reads the settings, starts log and runtime, and turns the end into an exit code.
-//! It may be called `etcd`; nothing depends on its name.
+//! It may be called `etcd`; called `etcdutl` or `etcdctl` it does what these do to files.
 
 mod dump_log;
 mod lab;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -14,12 +15,17 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
-    let arguments: Vec<String> = std::env::args_os().skip(1).map(text).collect();
+    let mut words = std::env::args_os().map(text);
+    let program = words.next().unwrap_or_default();
+    let arguments: Vec<String> = words.collect();
     // etcd's command line has no words without dashes, so these cannot hide any of its own.
     match arguments.first().map(String::as_str) {
         Some("lab") => return lab::run(&arguments[1..]),
         Some("log") => return dump_log::run(&arguments[1..]),
         _ => {}
+    }
+    if let Some(code) = tools::run(&program, &arguments) {
+        return code;
     }
     match kelson_storage::sabotage::check() {
         Ok(None) => {}
@@ -34,7 +40,10 @@ fn main() -> ExitCode {
     match config::load(&arguments, environment) {
         Ok(Command::Help) => {
             let more = "A cluster on this machine to try out:\n\n  kelson lab --help\n\n\
-                        The Raft log of a member, entry by entry:\n\n  kelson log --help\n";
+                        The Raft log of a member, entry by entry:\n\n  kelson log --help\n\n\
+                        Snapshots, and the files of a member that does not run:\n\n  \
+                        kelson snapshot --help\n  kelson check --help\n  \
+                        kelson hashkv --help\n  kelson defrag --help\n  kelson export --help\n";
             print(&format!("{}\n{more}", config::help_text()))
         }
         Ok(Command::Version) => print(&version::version_text()),

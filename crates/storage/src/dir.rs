@@ -79,6 +79,25 @@ impl DataDir {
         self.member_dir.join("wal")
     }
 
+    /// Where the state lives.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.member_dir.join("state")
+    }
+
+    /// As [`DataDir::open`], but only a directory that holds a member; nothing is made.
+    ///
+    /// # Errors
+    /// As there; `NoMember` if there is none.
+    pub fn open_existing(data_dir: &Path) -> Result<Self, OpenError> {
+        let member_dir = data_dir.join("member");
+        refuse_etcd(&member_dir)?;
+        let has = |name: &str| member_dir.join(name).exists();
+        if !["identity", "wal", "state"].into_iter().any(has) {
+            return Err(OpenError::NoMember { path: data_dir.to_owned() });
+        }
+        Self::open(data_dir)
+    }
+
     /// Whose directory it is; `None` until `set_identity` was called once.
     pub fn identity(&self) -> Option<Identity> {
         *self.identity.lock()
@@ -133,14 +152,16 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), OpenError> {
 
 /// A data directory of etcd keeps a bbolt file in `snap` and names its log files by two numbers.
 fn refuse_etcd(member_dir: &Path) -> Result<(), OpenError> {
+    // An etcd that was started on our directory by mistake leaves a `snap`; it is still ours.
+    let is_ours = identity_path(member_dir).exists();
     let is_etcd = member_dir.join("snap").exists() || has_etcd_log(&member_dir.join("wal"));
-    if is_etcd {
+    if is_etcd && !is_ours {
         return Err(OpenError::ForeignData { path: member_dir.to_owned() });
     }
     Ok(())
 }
 
-fn has_etcd_log(wal_dir: &Path) -> bool {
+pub(crate) fn has_etcd_log(wal_dir: &Path) -> bool {
     let Ok(entries) = fs::read_dir(wal_dir) else { return false };
     let mut names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.any(|name| {

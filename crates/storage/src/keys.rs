@@ -441,7 +441,7 @@ pub(crate) fn encode_lease(row: &LeaseRow) -> Vec<u8> {
     StoredLease { id, ttl, remaining_ttl }.encode_to_vec()
 }
 
-fn decode_lease(id: i64, payload: &[u8]) -> Result<LeaseRow, Malformed> {
+pub(crate) fn decode_lease(id: i64, payload: &[u8]) -> Result<LeaseRow, Malformed> {
     let stored = StoredLease::decode(payload).map_err(|_| Malformed::Value)?;
     if stored.id != id {
         return Err(Malformed::Value);

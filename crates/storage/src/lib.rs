@@ -7,6 +7,7 @@ mod chain;
 mod dir;
 mod disk;
 mod engine;
+pub mod etcd;
 pub mod failpoint;
 mod feed;
 mod hash;
@@ -14,6 +15,7 @@ mod keys;
 mod lease;
 pub mod log;
 mod mvcc;
+pub mod offline;
 mod open;
 mod options;
 mod persist;
@@ -53,4 +55,16 @@ pub fn fuzz_row(data: &[u8]) {
 #[doc(hidden)]
 pub fn fuzz_chunk(data: &[u8]) {
     transfer::fuzz(data);
+}
+
+/// Body of a fuzz target: any bytes as a database file of etcd, written to `file` first.
+#[doc(hidden)]
+pub fn fuzz_bolt(data: &[u8], file: &std::path::Path) {
+    etcd::fuzz_bolt(data, file);
+}
+
+/// Body of a fuzz target: any bytes as a log file of etcd, written to a file in `dir` first.
+#[doc(hidden)]
+pub fn fuzz_wal(data: &[u8], dir: &std::path::Path) {
+    etcd::fuzz_wal(data, dir);
 }

@@ -25,11 +25,23 @@ pub enum OpenError {
     },
     /// It holds files of etcd.
     #[error(
-        "{} holds data of etcd, which Kelson does not read in place; start with an empty data \
-         directory and move the data over through a snapshot", path.display()
+        "{} holds data of etcd: start Kelson on it once, which takes them over, or restore a snapshot \
+         into an empty data directory", path.display()
     )]
     ForeignData {
         /// The `member` directory.
+        path: PathBuf,
+    },
+    /// It holds something, and should hold nothing.
+    #[error("data-dir {:?} not empty or could not be read", path.display().to_string())]
+    NotEmpty {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// It holds no member.
+    #[error("{} holds no member of Kelson", path.display())]
+    NoMember {
+        /// The data directory.
         path: PathBuf,
     },
     /// It was written by a newer version.

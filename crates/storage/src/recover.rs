@@ -175,6 +175,21 @@ pub(crate) fn recover<L>(
     Ok((receiver, tables.into(), persister))
 }
 
+/// Reads the current generation and closes it again; `None` if there is none. Nothing is set aside.
+///
+/// # Errors
+/// `Damaged`.
+pub(crate) fn examine(
+    place: &Place,
+    row: impl FnMut(&Row) -> Result<(), Fatal>,
+) -> Result<Option<(PathBuf, Tables)>, OpenError> {
+    let found = |trouble: Trouble| damaged(&trouble.path, trouble.reason);
+    let Some(dir) = current_generation(place).map_err(found)? else { return Ok(None) };
+    let (dir, backend, tables) = read_back(&dir, place.cache_bytes, row).map_err(found)?;
+    backend.close();
+    Ok(Some((dir, tables)))
+}
+
 /// A database that cannot be used.
 struct Trouble {
     path: PathBuf,
@@ -222,7 +237,7 @@ type Rewritten = Option<(PathBuf, Box<dyn Backend>)>;
 /// Makes an empty database. It counts only once all of it is on disk and `CURRENT` names it.
 fn create(place: &Place) -> Result<Opened, OpenError> {
     remove_other_generations(place);
-    let dir = place.state_dir.join(generation_name(1));
+    let dir = first_generation(place);
     let failed = |error: EngineError| OpenError::io("create", &dir, io::Error::other(error));
     let mut backend = SledBackend::open(&dir, place.cache_bytes).map_err(failed)?;
     let closing = keys::encode_checkpoint(LogId::default(), Chain::default(), Tally::default());
@@ -231,6 +246,11 @@ fn create(place: &Place) -> Result<Opened, OpenError> {
     name_current(place, &dir)?;
     let tables = Tables { chain: Some(Chain::default()), ..Tables::default() };
     Ok((dir, Box::new(backend), tables))
+}
+
+/// The directory of the first generation of a new state.
+pub(crate) fn first_generation(place: &Place) -> PathBuf {
+    place.state_dir.join(generation_name(1))
 }
 
 fn generation_name(number: u64) -> String {

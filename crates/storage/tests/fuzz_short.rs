@@ -147,6 +147,44 @@ fn arbitrary_chunks_never_make_the_receiver_panic() {
     });
 }
 
+#[test]
+fn no_bytes_make_the_reader_of_etcds_database_panic() {
+    let mut state = support::Fixture::new();
+    for number in 0..300 {
+        state.ok(support::put_op(&format!("key{}", number % 40), &"v".repeat(number * 3)));
+    }
+    let file = state.reader.snapshot().expect("a snapshot");
+    let chunks: Vec<_> = file.chunks.map(|chunk| chunk.expect("a chunk")).collect();
+    let good = chunks.concat();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("db");
+    run(|random| {
+        if random.below(3) == 0 {
+            let count = random.below(6000);
+            return kelson_storage::fuzz_bolt(&random.bytes(count), &path);
+        }
+        let mut bytes = good.clone();
+        for _ in 0..1 + random.below(4) {
+            mutate(&mut bytes, random);
+        }
+        kelson_storage::fuzz_bolt(&bytes, &path);
+    });
+}
+
+#[test]
+fn no_bytes_make_the_reader_of_etcds_log_panic() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    run(|random| {
+        let count = random.below(400);
+        let mut bytes = random.bytes(count);
+        // Types that exist and short records, so that the decoders behind them are reached.
+        for place in (0..bytes.len()).step_by(2 + random.below(9)) {
+            bytes[place] = random.below(32) as u8;
+        }
+        kelson_storage::fuzz_wal(&bytes, dir.path());
+    });
+}
+
 /// Gives a chunk the checksum that its bytes ask for.
 fn reseal(chunk: &mut [u8]) {
     let Some(body) = chunk.len().checked_sub(4) else { return };

@@ -27,6 +27,7 @@ mod segment;
 mod sim;
 mod spare;
 mod stats;
+mod verify;
 mod writer;
 
 use std::io;
@@ -44,6 +45,7 @@ pub use durable::{Durable, DurablePublisher};
 pub use fuzz::fuzz_segment;
 pub use sim::{Call, Crash, Faults, SimDisk};
 pub use stats::{FSYNC_BUCKETS, LogStats, fsync_bucket_bound};
+pub use verify::{Verified, verify};
 
 use crate::sabotage::{self, Variant};
 use crate::times::TimesRead;

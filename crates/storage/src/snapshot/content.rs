@@ -114,7 +114,7 @@ fn conf_state(members: &[Member]) -> Vec<u8> {
 }
 
 /// A member as etcd's JSON has it; empty fields are absent.
-fn member_json(member: &Member) -> Vec<u8> {
+pub(crate) fn member_json(member: &Member) -> Vec<u8> {
     let urls = |urls: &[String]| serde_json::Value::from(urls.to_vec()).to_string();
     let mut json = format!("{{\"id\":{},\"peerURLs\":{}", member.id, urls(&member.peer_ur_ls));
     if member.is_learner {

@@ -11,13 +11,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::etcd::Founding;
 use crate::keys::Tables;
 use crate::mvcc::state::State;
 use crate::persist::{Hold, Persister};
 use crate::reader::Reader;
 use crate::types::{Fatal, RevisionKey, Row};
 
-pub(crate) use content::{Buckets, KEY_BUCKET, is_left_out_of_hash};
+pub(crate) use content::{Buckets, KEY_BUCKET, is_left_out_of_hash, member_json};
 
 /// Rows read at a time.
 const SCAN_ROWS: usize = 1000;
@@ -109,9 +110,31 @@ impl Reader {
     /// The store was shut down.
     pub fn snapshot(&self) -> Result<SnapshotFile, Fatal> {
         let cut = Cut::of(&self.state)?;
-        let revision = cut.revision;
         let buckets = Buckets::new(&cut.tables);
-        let plan = bbolt::Plan::new(&cut.rows, &buckets)?;
+        Self::file(cut, &buckets)
+    }
+
+    /// The database of a member of a new cluster of etcd, with everything applied so far. Blocking.
+    ///
+    /// # Errors
+    /// The store was shut down.
+    pub(crate) fn exported(&self, founding: &Founding) -> Result<SnapshotFile, Fatal> {
+        let mut cut = Cut::of(&self.state)?;
+        let (cluster, storage) = founding.version.texts();
+        cut.tables.applied = founding.applied();
+        cut.tables.members = founding.members.clone();
+        cut.tables.removed.clear();
+        cut.tables.cluster_version = Some(cluster.to_owned());
+        let mut buckets = Buckets::new(&cut.tables);
+        if let (None, Some(meta)) = (storage, buckets.0.get_mut("meta")) {
+            meta.remove(b"storageVersion".as_slice());
+        }
+        Self::file(cut, &buckets)
+    }
+
+    fn file(cut: Cut, buckets: &Buckets) -> Result<SnapshotFile, Fatal> {
+        let revision = cut.revision;
+        let plan = bbolt::Plan::new(&cut.rows, buckets)?;
         let (total_bytes, chunks) = (plan.total_bytes(), Box::new(plan.emit(cut.rows)));
         Ok(SnapshotFile { total_bytes, revision, chunks })
     }
