@@ -1,7 +1,8 @@
 //! Builds the programs of the etcd world that Kelson is compared with, from the Go modules under
 //! tests/, whose go.sum pins every byte. It never installs anything outside target/.
 //!
-//! - `cargo xtask peers` makes etcd, etcdctl, etcdutl and benchmark in target/peers/bin.
+//! - `cargo xtask peers` makes etcd, etcdctl, etcdutl, benchmark and the etcdctl of older releases in
+//!   target/peers/bin.
 //! - kube.rs uses the same builder for kube-apiserver.
 //!
 //! A binary carries a stamp (module, version, Go release); the second call with the same stamp does
@@ -22,8 +23,12 @@ pub(crate) struct Program {
     pub(crate) build_args: Vec<String>,
 }
 
-/// The load generator has its own module: its newest release still needs the libraries of 3.6.
-const PROGRAMS: [(&str, &str, &str, &str); 4] = [
+/// etcdctl of every release that is compared, oldest first; the last is that of the other programs.
+pub(crate) const ETCDCTLS: [&str; 4] = ["etcdctl-3.4", "etcdctl-3.5", "etcdctl-3.6", "etcdctl"];
+
+/// The load generator has its own module: its newest release still needs the libraries of 3.6. So has
+/// each older etcdctl.
+const PROGRAMS: [(&str, &str, &str, &str); 7] = [
     ("etcd", "tests/peers", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
     ("etcdctl", "tests/peers", "go.etcd.io/etcd/etcdctl/v3", "go.etcd.io/etcd/etcdctl/v3"),
     ("etcdutl", "tests/peers", "go.etcd.io/etcd/etcdutl/v3", "go.etcd.io/etcd/etcdutl/v3"),
@@ -32,6 +37,19 @@ const PROGRAMS: [(&str, &str, &str, &str); 4] = [
         "tests/peers/benchmark",
         "go.etcd.io/etcd/v3/tools/benchmark",
         "go.etcd.io/etcd/v3",
+    ),
+    ("etcdctl-3.4", "tests/peers/etcdctl-3.4", "go.etcd.io/etcd/etcdctl", "go.etcd.io/etcd"),
+    (
+        "etcdctl-3.5",
+        "tests/peers/etcdctl-3.5",
+        "go.etcd.io/etcd/etcdctl/v3",
+        "go.etcd.io/etcd/etcdctl/v3",
+    ),
+    (
+        "etcdctl-3.6",
+        "tests/peers/etcdctl-3.6",
+        "go.etcd.io/etcd/etcdctl/v3",
+        "go.etcd.io/etcd/etcdctl/v3",
     ),
 ];
 
@@ -44,7 +62,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// Builds what is missing or stale and returns the directory with the four programs.
+/// Builds what is missing or stale and returns the directory with the programs.
 pub(crate) fn ensure() -> Result<PathBuf, String> {
     let bin = root().join("target/peers/bin");
     for (name, go_module_dir, package, versioned_by) in PROGRAMS {

@@ -122,7 +122,7 @@ func permitted(ctx context.Context, own string) error {
 		same("a wrong password", wrong, rpctypes.ErrAuthFailed),
 		same("read outside", get, denied), same("read of more", wide, denied),
 		same("write outside", put, denied), same("nested deletion outside", txn, denied),
-		same("administration", admin, denied), same("watch outside", rpctypes.Error(refused.Err()), denied),
+		same("administration", admin, denied), same("watch outside", rpctypes.ErrorDesc(refused.Err()), denied),
 		same("value after a denied transaction", string(held.Kvs[0].Value), "1"),
 	)
 }
