@@ -448,7 +448,7 @@ impl Background {
     fn start(mut command: Command, want: usize) -> Result<Background, String> {
         let mut child = command
             .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(|e| format!("start a command in the background: {e}"))?;
         let out = child.stdout.take().expect("the output was asked for");
@@ -477,7 +477,11 @@ impl Background {
         }
         self.child.kill().map_err(|e| format!("end a command in the background: {e}"))?;
         let _ = self.child.wait();
-        Ok(Answer { code: None, stdout, stderr: String::new() })
+        let mut stderr = String::new();
+        if let Some(mut errors) = self.child.stderr.take() {
+            errors.read_to_string(&mut stderr).map_err(|e| format!("read its errors: {e}"))?;
+        }
+        Ok(Answer { code: None, stdout, stderr })
     }
 }
 
