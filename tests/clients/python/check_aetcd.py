@@ -168,7 +168,7 @@ async def users(client):
     """Leaves the store without users again; the package itself has no calls to make them."""
     stub, messages = aetcd.rpc.AuthStub(client.channel), aetcd.rpc
 
-    async def call(name, request, **fields):
+    async def call(name, request, /, **fields):
         await getattr(stub, name)(getattr(messages, request)(**fields), **options)
 
     options = {}
