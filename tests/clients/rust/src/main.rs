@@ -172,8 +172,9 @@ async fn elections(client: &mut Client, other: &mut Client) -> Outcome {
     let second = other.lease_grant(30, None).await?.id();
     let nobody = client.leader(key("election")).await.expect_err("nobody leads yet");
     assert_eq!(text(nobody)?, "election: no leader", "the text for no leader");
-    let mut observed = other.observe(key("election")).await?;
     let won = client.campaign(key("election"), "one", first).await?;
+    // The call is answered with the first leader, so there has to be one.
+    let mut observed = other.observe(key("election")).await?;
     let leader = won.leader().ok_or("a campaign without a leader")?.clone();
     assert_eq!(leader.lease(), first, "the lease of the leader");
     let mut candidate = other.clone();
