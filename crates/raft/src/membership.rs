@@ -138,7 +138,11 @@ impl Members {
                 if taken(&peer_urls, 0) {
                     return Err(Error::PeerUrlExists);
                 }
-                if find(id).is_some() || self.reader.removed_members().contains(&id) {
+                // An id that was used up is unknown, as for every other change of it.
+                if self.reader.removed_members().contains(&id) {
+                    return Err(Error::MemberNotFound);
+                }
+                if find(id).is_some() {
                     return Err(Error::MemberExists);
                 }
                 let step = ChangeMembers::AddNodes(node(id, &peer_urls));

@@ -443,6 +443,26 @@ async fn maintenance_speaks_of_this_member() {
     member.stop().await;
 }
 
+/// Adds a learner, removes it and adds it again. Its id comes of its URLs and the second, so within
+/// one second it is the removed one; a clock that ticks in between costs another try.
+async fn add_what_was_removed(cluster: &mut ClusterClient<Channel>) -> Option<Status> {
+    let peer_ur_ls = vec!["http://127.0.0.1:10".to_owned()];
+    let add = MemberAddRequest { peer_ur_ls, is_learner: true };
+    for _ in 0..5 {
+        let added = cluster.member_add(add.clone()).await.expect("add").into_inner();
+        let id = added.member.expect("a member").id;
+        cluster.member_remove(MemberRemoveRequest { id }).await.expect("remove");
+        match cluster.member_add(add.clone()).await {
+            Err(refused) => return Some(refused),
+            Ok(added) => {
+                let id = added.into_inner().member.expect("a member").id;
+                cluster.member_remove(MemberRemoveRequest { id }).await.expect("remove");
+            }
+        }
+    }
+    None
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_and_health() {
     let member = Member::start(Limits::default()).await;
@@ -462,6 +482,8 @@ async fn members_and_health() {
     assert_error(cluster.member_add(taken).await.expect_err("taken"), Error::PeerUrlExists);
     let unknown = cluster.member_remove(MemberRemoveRequest { id: 9 }).await;
     assert_error(unknown.expect_err("unknown"), Error::MemberNotFound);
+    let again = add_what_was_removed(&mut cluster).await;
+    assert_error(again.expect("two changes in one second"), Error::MemberNotFound);
     let voter = cluster.member_promote(MemberPromoteRequest { id }).await;
     assert_error(voter.expect_err("a voter"), Error::MemberNotLearner);
 

@@ -1,6 +1,6 @@
-//! `cargo xtask interop [--bin PATH] [--auth]`: real client libraries and etcdctl against one server,
-//! with a line per client and a count at the end. It knows nothing of what the server is, except
-//! that users and roles have to be asked for: Kelson does not offer them (docs/COMPATIBILITY.md).
+//! `cargo xtask interop [--bin PATH] [--only NAME]`: real client libraries and etcdctl against one
+//! server, with a line per client and a count at the end; `--only` leaves out the clients whose name
+//! does not contain NAME. It knows nothing of what the server is.
 //!
 //! Everything that a client needs is installed below target/clients from the lock files under
 //! tests/clients. A client that cannot be installed is skipped with its reason, but where CI is set
@@ -17,17 +17,22 @@ use crate::{etcdctl, peers, restore, root};
 /// How long a server may take to answer, and a client to finish.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+const USAGE: &str = "usage: cargo xtask interop [--bin PATH] [--only NAME]";
+
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
-    let (mut bin, mut scripts) = (None, vec![("etcdctl", "script")]);
+    let (mut bin, mut only) = (None, "");
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         match (arg.as_str(), rest.as_slice().first()) {
-            ("--auth", _) => scripts.push(("etcdctl auth", "auth")),
             ("--bin", Some(path)) => {
                 bin = Some(path.as_str());
                 rest.next();
             }
-            _ => return Err("usage: cargo xtask interop [--bin PATH] [--auth]".to_string()),
+            ("--only", Some(name)) => {
+                only = name.as_str();
+                rest.next();
+            }
+            _ => return Err(USAGE.to_string()),
         }
     }
     let server_bin = server_binary(bin)?;
@@ -38,6 +43,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
 
     let mut tally = Tally::default();
     for (name, install) in CLIENTS {
+        if !name.contains(only) {
+            continue;
+        }
         match install() {
             Ok(command) => tally.count(name, run_client(command, &server.endpoint())),
             Err(reason) if std::env::var_os("CI").is_none() => {
@@ -51,8 +59,11 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     drop(server);
     let proof = saved.and_then(|saved| restore::prove(&saved, &peers, scratch.path()));
     tally.count("snapshot into etcd", proof);
-    for (name, script) in scripts {
-        tally.count(name, etcdctl::compare(script, &server_bin, &peers, scratch.path()));
+    for script in ["script", "auth"].into_iter().filter(|_| "etcdctl".contains(only)) {
+        for (etcdctl, outcome) in etcdctl::compare_all(script, &server_bin, &peers, scratch.path())
+        {
+            tally.count(&format!("{etcdctl} {script}.txt"), outcome);
+        }
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed == 0 { Ok(()) } else { Err("some clients failed".to_string()) }
@@ -82,10 +93,13 @@ impl Tally {
 type Install = fn() -> Result<Command, String>;
 
 /// Python comes before Rust: it brings the protoc that the Rust client's build asks for.
-const CLIENTS: [(&str, Install); 4] = [
+const CLIENTS: [(&str, Install); 7] = [
     ("go", install_go),
-    ("python", install_python),
+    ("python etcd3", install_python),
+    ("python aetcd", || install_modern_python("check_aetcd.py")),
+    ("python etcd3gw", || install_modern_python("check_gateway.py")),
     ("node", install_node),
+    ("java", install_java),
     ("rust", install_rust),
 ];
 
@@ -107,11 +121,23 @@ fn install_python() -> Result<Command, String> {
     Ok(command)
 }
 
-/// A virtual environment with exactly the pinned packages; made anew when the pins change.
+/// A client whose libraries do not go together with those of etcd3.
+fn install_modern_python(check: &str) -> Result<Command, String> {
+    let python = virtual_environment("python-modern", "requirements-modern.txt")?;
+    let mut command = Command::new(python);
+    command.arg(source("python").join(check)).env("PYTHONDONTWRITEBYTECODE", "1");
+    Ok(command)
+}
+
 fn python_environment() -> Result<PathBuf, String> {
-    let dir = clients_target()?.join("python");
+    virtual_environment("python", "requirements.txt")
+}
+
+/// A virtual environment with exactly the pinned packages; made anew when the pins change.
+fn virtual_environment(name: &str, requirements: &str) -> Result<PathBuf, String> {
+    let dir = clients_target()?.join(name);
     let python = dir.join("bin/python");
-    let pins = source("python").join("requirements.txt");
+    let pins = source("python").join(requirements);
     if up_to_date(&dir, &[&pins])? {
         return Ok(python);
     }
@@ -147,6 +173,31 @@ fn install_node() -> Result<Command, String> {
     }
     let mut command = Command::new("node");
     command.arg(dir.join("check.js"));
+    Ok(command)
+}
+
+/// jetcd from Maven Central; Maven keeps what it fetches below target/ and is asked only when the
+/// project changes.
+fn install_java() -> Result<Command, String> {
+    let dir = clients_target()?.join("java");
+    let (project, check) =
+        (source("java").join("pom.xml"), source("java").join("src/main/java/Check.java"));
+    fs::create_dir_all(&dir).map_err(|e| format!("make {}: {e}", dir.display()))?;
+    if !up_to_date(&dir, &[&project, &check])? {
+        require_apt("mvn", "maven", || {
+            Command::new("mvn").arg("--version").output().map(|o| o.status.success())
+        })?;
+        let mut maven = Command::new("mvn");
+        maven.args(["--batch-mode", "--quiet", "--file"]).arg(&project);
+        maven.arg(format!("-Dmaven.repo.local={}", clients_target()?.join("m2").display()));
+        maven.arg(format!("-DbuildDirectory={}", dir.display()));
+        maven.args(["compile", "dependency:copy-dependencies"]);
+        peers::capture(&mut maven)?;
+        stamp(&dir, &[&project, &check])?;
+    }
+    let mut command = Command::new("java");
+    let (classes, jars) = (dir.join("classes"), dir.join("dependency"));
+    command.arg("-cp").arg(format!("{}:{}/*", classes.display(), jars.display())).arg("Check");
     Ok(command)
 }
 
@@ -212,6 +263,8 @@ fn require_apt(
 
 fn run_client(mut command: Command, endpoint: &str) -> Result<(), String> {
     command.env("ENDPOINT", endpoint).stdin(Stdio::null());
+    // Each client switches users on, and off again, as the last thing that it does.
+    command.env("AUTH", "1");
     peers::capture(&mut command).map(|_| ())
 }
 

@@ -21,8 +21,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   codegen [--check]                        Rust code from proto/
   golden [--against-etcd|--bless] [NAME]   golden scripts
   guarantees [--check]                     docs/GUARANTEES.md of the claims and the ledger
-  peers                                    build etcd, etcdctl, etcdutl, benchmark
-  interop [--bin PATH] [--auth]            real client libraries and etcdctl
+  peers                                    build etcd, etcdctl, etcdutl, benchmark, older etcdctl
+  interop [--bin PATH] [--only NAME]       real client libraries and etcdctl
   kube [--bin PATH]                        a real kube-apiserver
   compare [put] [range] [million]          timings beside real etcd
   sabotage [--check]                       a build to break; none of it in the release

@@ -1,7 +1,7 @@
 //! Builds the programs of the etcd world that Kelson is compared with, from the Go modules under
 //! tests/, whose go.sum pins every byte. It never installs anything outside target/.
 //!
-//! - `cargo xtask peers` makes etcd, etcdctl, etcdutl, benchmark, etcd-3.5 and etcd-3.6 in
+//! - `cargo xtask peers` makes etcd, etcdctl, etcdutl, benchmark, and etcd and etcdctl of older releases in
 //!   target/peers/bin.
 //! - kube.rs uses the same builder for kube-apiserver.
 //!
@@ -23,9 +23,12 @@ pub(crate) struct Program {
     pub(crate) build_args: Vec<String>,
 }
 
-/// The load generator has its own module: its newest release still needs the libraries of 3.6. Older
-/// releases of etcd are there for their data directories, which Kelson takes over.
-const PROGRAMS: [(&str, &str, &str, &str); 6] = [
+/// etcdctl of every release that is compared, oldest first; the last is that of the other programs.
+pub(crate) const ETCDCTLS: [&str; 4] = ["etcdctl-3.4", "etcdctl-3.5", "etcdctl-3.6", "etcdctl"];
+
+/// The load generator has its own module: its newest release still needs the libraries of 3.6. So has each
+/// older etcdctl, and each older etcd, which is there for its data directories: Kelson takes them over.
+const PROGRAMS: [(&str, &str, &str, &str); 9] = [
     ("etcd", "tests/peers", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
     ("etcdctl", "tests/peers", "go.etcd.io/etcd/etcdctl/v3", "go.etcd.io/etcd/etcdctl/v3"),
     ("etcdutl", "tests/peers", "go.etcd.io/etcd/etcdutl/v3", "go.etcd.io/etcd/etcdutl/v3"),
@@ -37,6 +40,19 @@ const PROGRAMS: [(&str, &str, &str, &str); 6] = [
     ),
     ("etcd-3.5", "tests/peers/v3.5", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
     ("etcd-3.6", "tests/peers/v3.6", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
+    ("etcdctl-3.4", "tests/peers/etcdctl-3.4", "go.etcd.io/etcd/etcdctl", "go.etcd.io/etcd"),
+    (
+        "etcdctl-3.5",
+        "tests/peers/etcdctl-3.5",
+        "go.etcd.io/etcd/etcdctl/v3",
+        "go.etcd.io/etcd/etcdctl/v3",
+    ),
+    (
+        "etcdctl-3.6",
+        "tests/peers/etcdctl-3.6",
+        "go.etcd.io/etcd/etcdctl/v3",
+        "go.etcd.io/etcd/etcdctl/v3",
+    ),
 ];
 
 pub(crate) fn run(args: &[String]) -> Result<(), String> {

@@ -1,6 +1,7 @@
 // Drives the store with etcd's own Go client: put, get, delete, transaction, watch, lease, and the
-// lock and election recipes, which need no service of their own. It never prints anything on
-// success; the first surprise ends it with a message and status 1.
+// packages that come with it: concurrency, leasing, mirror, namespace, naming and ordering, which need
+// no service of their own. It never prints anything on success; the first surprise ends it with a
+// message and status 1.
 package main
 
 import (
@@ -23,14 +24,9 @@ import (
 const prefix = "client-go/"
 
 func main() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints:   []string{os.Getenv("ENDPOINT")},
-		DialTimeout: 10 * time.Second,
-		// Otherwise the client reports every refusal that the checks provoke.
-		Logger: zap.NewNop(),
-	})
+	client, err := dial()
 	if err != nil {
 		fail("connect", err)
 	}
@@ -42,6 +38,9 @@ func main() {
 		{"keys", keys}, {"streamed list", streamedList}, {"transactions", transactions}, {"watches", watches},
 		{"progress", progress}, {"fragments", fragments}, {"leases", leases}, {"locks", locks},
 		{"election", election}, {"compaction", compaction}, {"refusals", refusals},
+		{"sessions", sessions}, {"try locks", tryLocks}, {"terms", terms}, {"memory", memory},
+		{"leased reads", leasedReads}, {"mirror", mirrored}, {"namespaces", namespaces},
+		{"ordered reads", ordered}, {"names", names}, {"users", users},
 	}
 	if _, err := client.Delete(ctx, prefix, clientv3.WithPrefix()); err != nil {
 		fail("clean up", err)
@@ -51,6 +50,16 @@ func main() {
 			fail(step.name, err)
 		}
 	}
+}
+
+// dial makes one more client; nothing is shared with another but the store.
+func dial() (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{
+		Endpoints:   []string{os.Getenv("ENDPOINT")},
+		DialTimeout: 10 * time.Second,
+		// Otherwise the client reports every refusal that the checks provoke.
+		Logger: zap.NewNop(),
+	})
 }
 
 func fail(step string, err error) {

@@ -1,11 +1,13 @@
-//! Drives the store with the `etcd-client` crate: put, get, delete, transaction, watch, lease.
+//! Drives the store with the `etcd-client` crate: put, get, delete, transaction, watch, lease, lock,
+//! election and, where AUTH is set, users.
 //! It never prints anything on success; the first surprise ends it with a message and status 1.
 
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, DeleteOptions, EventType, GetOptions, PutOptions, SortOrder,
-    SortTarget, Txn, TxnOp, WatchOptions,
+    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, EventType, GetOptions, LockOptions,
+    Permission, ProclaimOptions, PutOptions, ResignOptions, SortOrder, SortTarget, Txn, TxnOp,
+    WatchOptions,
 };
 
 const PREFIX: &str = "client-rust/";
@@ -27,13 +29,20 @@ async fn main() {
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 async fn check(endpoint: String) -> Outcome {
-    let mut client = Client::connect([endpoint], None).await?;
+    let mut client = Client::connect([endpoint.clone()], None).await?;
     client.delete(PREFIX, Some(DeleteOptions::new().with_prefix())).await?;
     keys(&mut client).await?;
     transactions(&mut client).await?;
     watches(&mut client).await?;
     leases(&mut client).await?;
-    errors(&mut client).await
+    errors(&mut client).await?;
+    let mut other = Client::connect([endpoint.clone()], None).await?;
+    locks(&mut client, &mut other).await?;
+    elections(&mut client, &mut other).await?;
+    if std::env::var_os("AUTH").is_some() {
+        users(&mut client, &endpoint).await?;
+    }
+    Ok(())
 }
 
 async fn keys(client: &mut Client) -> Outcome {
@@ -131,6 +140,107 @@ async fn errors(client: &mut Client) -> Outcome {
     };
     assert_eq!(status.message(), "etcdserver: key is not provided", "the text for an empty key");
     Ok(())
+}
+
+/// A lock is the server's service: the second client waits for the first one's release.
+async fn locks(client: &mut Client, other: &mut Client) -> Outcome {
+    let first = client.lease_grant(30, None).await?.id();
+    let second = other.lease_grant(30, None).await?.id();
+    let under = |lease| Some(LockOptions::new().with_lease(lease));
+    let held = client.lock(key("lock"), under(first)).await?.key().to_vec();
+    assert!(held.starts_with(key("lock/").as_bytes()), "the key of the lock");
+    let owner = client.get(held.clone(), None).await?;
+    assert_eq!(owner.kvs()[0].lease(), first, "the lease of the lock");
+    let mut waiter = other.clone();
+    let waiting = tokio::spawn(async move {
+        waiter.lock(key("lock"), under(second)).await.map(|answer| answer.key().to_vec())
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!waiting.is_finished(), "a lock that is held was given");
+    client.unlock(held.clone()).await?;
+    let next = waiting.await??;
+    assert_ne!(next, held, "the next owner's key");
+    assert_eq!(client.get(held, None).await?.count(), 0, "the first owner's key");
+    other.lease_revoke(second).await?;
+    assert_eq!(client.get(next, None).await?.count(), 0, "the key after the end of its lease");
+    client.lease_revoke(first).await?;
+    Ok(())
+}
+
+async fn elections(client: &mut Client, other: &mut Client) -> Outcome {
+    let first = client.lease_grant(30, None).await?.id();
+    let second = other.lease_grant(30, None).await?.id();
+    let nobody = client.leader(key("election")).await.expect_err("nobody leads yet");
+    assert_eq!(text(nobody)?, "election: no leader", "the text for no leader");
+    let won = client.campaign(key("election"), "one", first).await?;
+    // The call is answered with the first leader, so there has to be one.
+    let mut observed = other.observe(key("election")).await?;
+    let leader = won.leader().ok_or("a campaign without a leader")?.clone();
+    assert_eq!(leader.lease(), first, "the lease of the leader");
+    let mut candidate = other.clone();
+    let waiting =
+        tokio::spawn(async move { candidate.campaign(key("election"), "two", second).await });
+    let mut seen = Vec::new();
+    seen.push(next_leader(&mut observed).await?);
+    let of = |leader| Some(ProclaimOptions::new().with_leader(leader));
+    client.proclaim("one again", of(leader.clone())).await?;
+    seen.push(next_leader(&mut observed).await?);
+    assert!(!waiting.is_finished(), "two leaders at once");
+    client.resign(Some(ResignOptions::new().with_leader(leader.clone()))).await?;
+    let next = waiting.await??;
+    seen.push(next_leader(&mut observed).await?);
+    assert_eq!(seen, ["one", "one again", "two"], "leaders seen");
+    let late = client.proclaim("late", of(leader)).await.expect_err("its term has ended");
+    assert_eq!(text(late)?, "election: not leader", "the text for a late proclamation");
+    let next = next.leader().ok_or("a campaign without a leader")?.clone();
+    other.resign(Some(ResignOptions::new().with_leader(next))).await?;
+    client.lease_revoke(first).await?;
+    other.lease_revoke(second).await?;
+    Ok(())
+}
+
+async fn next_leader(
+    observed: &mut etcd_client::ObserveStream,
+) -> Result<String, Box<dyn std::error::Error>> {
+    let response = observed.message().await?.ok_or("the observation ended")?;
+    let kv = response.kv().ok_or("a leader without a key")?;
+    Ok(kv.value_str()?.to_string())
+}
+
+/// Leaves the store without users again.
+async fn users(client: &mut Client, endpoint: &str) -> Outcome {
+    let own = key("own/");
+    client.role_add("rust-role").await?;
+    let permission = Permission::read_write(own.clone()).with_prefix();
+    client.role_grant_permission("rust-role", permission).await?;
+    client.user_add("rust-user", "pw", None).await?;
+    client.user_grant_role("rust-user", "rust-role").await?;
+    client.user_add("root", "secret", None).await?;
+    client.user_grant_role("root", "root").await?;
+    client.auth_enable().await?;
+    let of = |name: &str, password: &str| Some(ConnectOptions::new().with_user(name, password));
+    let mut root = Client::connect([endpoint], of("root", "secret")).await?;
+    let mut user = Client::connect([endpoint], of("rust-user", "pw")).await?;
+    user.put(format!("{own}a"), "1", None).await?;
+    let denied = user.put(key("a"), "1", None).await.expect_err("outside the permission");
+    assert_eq!(text(denied)?, "etcdserver: permission denied", "the text for no permission");
+    let nobody = client.get(key("a"), None).await.expect_err("nobody's read");
+    assert_eq!(text(nobody)?, "etcdserver: user name is empty", "the text for no name");
+    let users = root.user_list().await?;
+    assert_eq!(users.users(), ["root", "rust-user"], "users");
+    root.auth_disable().await?;
+    client.user_delete("rust-user").await?;
+    client.user_delete("root").await?;
+    client.role_delete("rust-role").await?;
+    Ok(())
+}
+
+/// The server's own text of a refusal.
+fn text(error: etcd_client::Error) -> Result<String, Box<dyn std::error::Error>> {
+    match error {
+        etcd_client::Error::GRpcStatus(status) => Ok(status.message().to_string()),
+        other => Err(other.into()),
+    }
 }
 
 fn key(name: &str) -> String {
