@@ -13,7 +13,13 @@ pub struct Command {
     /// Member whose caller waits for the result; 0 = nobody.
     #[prost(uint64, tag = "2")]
     pub origin: u64,
-    #[prost(oneof = "command::Op", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
+    /// Whose rights decide whether the command is carried out; absent = the member itself, which may do all.
+    #[prost(message, optional, tag = "3")]
+    pub asker: ::core::option::Option<Asker>,
+    #[prost(
+        oneof = "command::Op",
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41"
+    )]
     pub op: ::core::option::Option<command::Op>,
 }
 /// Nested message and enum types in `Command`.
@@ -42,6 +48,36 @@ pub mod command {
         MemberPublish(super::MemberPublish),
         #[prost(message, tag = "20")]
         ClusterVersionSet(super::ClusterVersionSet),
+        #[prost(message, tag = "30")]
+        AuthEnable(super::super::super::etcdserverpb::AuthEnableRequest),
+        #[prost(message, tag = "31")]
+        AuthDisable(super::super::super::etcdserverpb::AuthDisableRequest),
+        #[prost(message, tag = "32")]
+        Login(super::Login),
+        #[prost(message, tag = "33")]
+        UserAdd(super::super::super::etcdserverpb::AuthUserAddRequest),
+        #[prost(message, tag = "34")]
+        UserDelete(super::super::super::etcdserverpb::AuthUserDeleteRequest),
+        #[prost(message, tag = "35")]
+        UserChangePassword(
+            super::super::super::etcdserverpb::AuthUserChangePasswordRequest,
+        ),
+        #[prost(message, tag = "36")]
+        UserGrantRole(super::super::super::etcdserverpb::AuthUserGrantRoleRequest),
+        #[prost(message, tag = "37")]
+        UserRevokeRole(super::super::super::etcdserverpb::AuthUserRevokeRoleRequest),
+        #[prost(message, tag = "38")]
+        RoleAdd(super::super::super::etcdserverpb::AuthRoleAddRequest),
+        #[prost(message, tag = "39")]
+        RoleDelete(super::super::super::etcdserverpb::AuthRoleDeleteRequest),
+        #[prost(message, tag = "40")]
+        RoleGrantPermission(
+            super::super::super::etcdserverpb::AuthRoleGrantPermissionRequest,
+        ),
+        #[prost(message, tag = "41")]
+        RoleRevokePermission(
+            super::super::super::etcdserverpb::AuthRoleRevokePermissionRequest,
+        ),
     }
 }
 /// Adds, replaces and removes rows of the members table in one step; travels with the raft membership entry.
@@ -70,4 +106,22 @@ pub struct MemberPublish {
 pub struct ClusterVersionSet {
     #[prost(string, tag = "1")]
     pub version: ::prost::alloc::string::String,
+}
+/// A client on whose behalf something is done. All empty = a client that said nothing of who it is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Asker {
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    /// The auth revision at which the client was recognized; 0 = it was not.
+    #[prost(uint64, tag = "2")]
+    pub auth_revision: u64,
+}
+/// A user whose password was checked by the proposing member gets a token, which is this and the index of
+/// the entry.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Login {
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub token: ::prost::alloc::string::String,
 }
