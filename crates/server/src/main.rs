@@ -3,6 +3,7 @@
 
 mod dump_log;
 mod lab;
+mod mirror;
 
 use std::process::ExitCode;
 
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("lab") => return lab::run(&arguments[1..]),
         Some("log") => return dump_log::run(&arguments[1..]),
+        Some("mirror") => return mirror::run(&arguments[1..]),
         _ => {}
     }
     match kelson_storage::sabotage::check() {
@@ -34,7 +36,8 @@ fn main() -> ExitCode {
     match config::load(&arguments, environment) {
         Ok(Command::Help) => {
             let more = "A cluster on this machine to try out:\n\n  kelson lab --help\n\n\
-                        The Raft log of a member, entry by entry:\n\n  kelson log --help\n";
+                        The Raft log of a member, entry by entry:\n\n  kelson log --help\n\n\
+                        Follow another cluster until clients are moved over:\n\n  kelson mirror --help\n";
             print(&format!("{}\n{more}", config::help_text()))
         }
         Ok(Command::Version) => print(&version::version_text()),
