@@ -65,7 +65,7 @@ impl Loaded {
     /// The disk does not work.
     pub fn apply(&mut self, ops: Vec<Op>) -> Vec<Outcome> {
         self.index += 1;
-        let command = |op| Command { request_id: 0, origin: 0, op: Some(op) };
+        let command = |op| Command { op: Some(op), ..Command::default() };
         let commands: Vec<_> = ops.into_iter().map(command).collect();
         let id = LogId { term: 1, index: self.index };
         self.store.apply(id, &commands).expect("the disk works")

@@ -153,6 +153,12 @@ errors! {
     InvalidAuthManagement = InvalidArgument, "etcdserver: invalid auth management";
     /// The auth data changed meanwhile.
     AuthOldRevision = InvalidArgument, "etcdserver: revision of auth store is old";
+    /// A password was given for a user that has none; a hash that is none.
+    NoPasswordUser = Unknown, "auth: authentication failed, password was given for no password user";
+    /// This member can check tokens but not make them.
+    VerifyOnlyKey = Unknown, "auth: token signing attempted with verify-only key";
+    /// The hash takes in no more of a password. Source: the hashing library of etcd.
+    PasswordTooLong = Unknown, "bcrypt: password length exceeds 72 bytes";
     /// No leader is known.
     NoLeader = Unavailable, "etcdserver: no leader";
     /// MoveLeader asked of a follower.

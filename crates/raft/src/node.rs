@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kelson_api::Error;
+use kelson_api::command::Asker;
 use kelson_api::command::command::Op;
 use kelson_storage::log::{Log, LogOptions};
 use kelson_storage::{DataDir, Identity, Outcome, Reader, Store};
@@ -234,12 +235,25 @@ impl Node {
                 result => break result?,
             }
         };
+        self.applied_at_least(index).await?;
+        Ok(id)
+    }
+
+    /// Waits until this member has applied the log up to an index, for as long as a request may take.
+    ///
+    /// # Errors
+    /// `Timeout`.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn applied_at_least(&self, index: u64) -> Result<(), Error> {
+        let inner = &self.inner;
         if inner.progress.applied() < index {
             let applied = inner.raft.wait(Some(inner.timeout));
-            let applied = applied.applied_index_at_least(Some(index - 1), "a membership change");
+            let applied = applied.applied_index_at_least(Some(index - 1), "an index asked for");
             applied.await.map_err(|_| Error::Timeout)?;
         }
-        Ok(id)
+        Ok(())
     }
 
     /// Puts a command into the log and returns its result once a quorum has it on disk and it is
@@ -253,13 +267,30 @@ impl Node {
     /// Dropping the future leaves the outcome unknown, unless the command was still queued: then it
     /// is not proposed.
     pub async fn propose(&self, op: Op) -> Result<Outcome, Error> {
-        self.inner.proposer.propose(op, Urgency::Normal).await
+        self.inner.proposer.propose(None, op, Urgency::Normal).await
+    }
+
+    /// As [`Node::propose`], on behalf of a client: whether it may do this is decided where the
+    /// command is applied.
+    ///
+    /// # Errors
+    /// As [`Node::propose`]. What the rights forbid is an error in the outcome.
+    ///
+    /// # Cancel safety
+    /// As [`Node::propose`].
+    pub async fn propose_for(&self, asker: Asker, op: Op) -> Result<Outcome, Error> {
+        self.inner.proposer.propose(Some(asker), op, Urgency::Normal).await
+    }
+
+    /// As [`Node::propose_for`] and [`Node::propose_urgent`] in one.
+    pub async fn propose_urgent_for(&self, asker: Asker, op: Op) -> Result<Outcome, Error> {
+        self.inner.proposer.propose(Some(asker), op, Urgency::Urgent).await
     }
 
     /// As [`Node::propose`], ahead of waiting clients and with twice their room: for what frees
     /// resources, as lease revocations and compactions do.
     pub async fn propose_urgent(&self, op: Op) -> Result<Outcome, Error> {
-        self.inner.proposer.propose(op, Urgency::Urgent).await
+        self.inner.proposer.propose(None, op, Urgency::Urgent).await
     }
 
     /// As [`Node::propose_urgent`], but only while this member leads `term`, and never through another

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kelson_api::command::{Batch, Command, command::Op};
+use kelson_api::command::{Asker, Batch, Command, command::Op};
 use kelson_api::{Error, Message};
 use kelson_storage::log::Log;
 use kelson_storage::{Outcome, failpoint};
@@ -149,10 +149,17 @@ impl Proposer {
 
     /// Puts a command into the log and returns its result after the local apply.
     ///
+    /// `asker` is the client whose rights count; `None` = the member itself.
+    ///
     /// Cancel safe: a command whose future is dropped while it is queued is not proposed; after
     /// that its outcome is unknown.
-    pub(crate) async fn propose(&self, op: Op, urgency: Urgency) -> Result<Outcome, Error> {
-        let result = self.propose_uncounted(op, urgency).await;
+    pub(crate) async fn propose(
+        &self,
+        asker: Option<Asker>,
+        op: Op,
+        urgency: Urgency,
+    ) -> Result<Outcome, Error> {
+        let result = self.propose_uncounted(asker, op, urgency).await;
         if result.is_err() {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
@@ -169,7 +176,7 @@ impl Proposer {
         term: u64,
     ) -> Result<Outcome, Error> {
         let request_id = self.next_request.fetch_add(1, Ordering::Relaxed);
-        let command = Command { request_id, origin: self.member_id, op: Some(op) };
+        let command = Command { request_id, origin: self.member_id, asker: None, op: Some(op) };
         self.admit(command.encoded_len(), Urgency::Urgent)?;
         let deadline = Instant::now() + self.limits.timeout;
         let leader_changes = self.status.borrow().leader_changes;
@@ -201,9 +208,14 @@ impl Proposer {
         (self.waiters.len() as u64, self.failed.load(Ordering::Relaxed))
     }
 
-    async fn propose_uncounted(&self, op: Op, urgency: Urgency) -> Result<Outcome, Error> {
+    async fn propose_uncounted(
+        &self,
+        asker: Option<Asker>,
+        op: Op,
+        urgency: Urgency,
+    ) -> Result<Outcome, Error> {
         let request_id = self.next_request.fetch_add(1, Ordering::Relaxed);
-        let command = Command { request_id, origin: self.member_id, op: Some(op) };
+        let command = Command { request_id, origin: self.member_id, asker, op: Some(op) };
         let bytes = command.encoded_len();
         self.admit(bytes, urgency)?;
         let deadline = Instant::now() + self.limits.timeout;

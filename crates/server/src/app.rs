@@ -7,6 +7,7 @@ use kelson_raft::Node;
 use kelson_storage::Reader;
 use tokio::sync::watch;
 
+use crate::callers::Callers;
 use crate::housekeeping::probe::Probes;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -19,6 +20,8 @@ pub struct App {
     pub node: Node,
     /// The store of this member, for reading.
     pub reader: Reader,
+    /// Tells who calls.
+    pub callers: Arc<Callers>,
     /// Limits from the flags.
     pub limits: Arc<Limits>,
     /// The registry of metrics.

@@ -23,6 +23,9 @@ may be running. Entries that a snapshot has replaced are shown as long as their 
   --json  one JSON object a line; a request is the base64 of its protobuf message, as in etcd's API
 ";
 
+/// What stands in the place of a secret.
+const HIDDEN: &str = "(hidden)";
+
 /// Exit code for a command line that cannot be understood, as for the server's own flags.
 const USAGE: u8 = 2;
 
@@ -74,7 +77,7 @@ fn as_text(record: &Shown) -> String {
     let at = |id: &LogId, what: &str| format!("{} term {} {what}", id.index, id.term);
     let all = |commands: &[Command]| {
         let ops = commands.iter().filter_map(|command| command.op.as_ref());
-        ops.map(|op| format!(" {op:?}")).collect::<String>()
+        ops.map(|op| format!(" {:?}", without_secrets(op))).collect::<String>()
     };
     match record {
         Shown::Commands(id, commands) => at(id, &format!("commands{}", all(commands))),
@@ -109,8 +112,22 @@ fn as_json(record: &Shown) -> Value {
     }
 }
 
+/// What may be shown and passed on: neither hashes of passwords nor tokens.
+fn without_secrets(op: &Op) -> Op {
+    let mut op = op.clone();
+    let secret = match &mut op {
+        Op::Login(login) => &mut login.token,
+        Op::UserAdd(request) => &mut request.hashed_password,
+        Op::UserChangePassword(request) => &mut request.hashed_password,
+        _ => return op,
+    };
+    HIDDEN.clone_into(secret);
+    op
+}
+
 fn op_as_json(op: &Op) -> Value {
-    let (name, request) = match op {
+    let op = without_secrets(op);
+    let (name, request) = match &op {
         Op::Put(request) => ("put", request.encode_to_vec()),
         Op::DeleteRange(request) => ("delete-range", request.encode_to_vec()),
         Op::Txn(request) => ("txn", request.encode_to_vec()),
@@ -122,6 +139,18 @@ fn op_as_json(op: &Op) -> Value {
         Op::MembersChange(request) => ("members-change", request.encode_to_vec()),
         Op::MemberPublish(request) => ("member-publish", request.encode_to_vec()),
         Op::ClusterVersionSet(request) => ("cluster-version-set", request.encode_to_vec()),
+        Op::AuthEnable(request) => ("auth-enable", request.encode_to_vec()),
+        Op::AuthDisable(request) => ("auth-disable", request.encode_to_vec()),
+        Op::Login(request) => ("login", request.encode_to_vec()),
+        Op::UserAdd(request) => ("user-add", request.encode_to_vec()),
+        Op::UserDelete(request) => ("user-delete", request.encode_to_vec()),
+        Op::UserChangePassword(request) => ("user-change-password", request.encode_to_vec()),
+        Op::UserGrantRole(request) => ("user-grant-role", request.encode_to_vec()),
+        Op::UserRevokeRole(request) => ("user-revoke-role", request.encode_to_vec()),
+        Op::RoleAdd(request) => ("role-add", request.encode_to_vec()),
+        Op::RoleDelete(request) => ("role-delete", request.encode_to_vec()),
+        Op::RoleGrantPermission(request) => ("role-grant-permission", request.encode_to_vec()),
+        Op::RoleRevokePermission(request) => ("role-revoke-permission", request.encode_to_vec()),
     };
     json!({ "op": name, "request": STANDARD.encode(request) })
 }

@@ -3,6 +3,7 @@
 //! means; it stands leftmost: server -> raft -> storage -> api.
 
 pub mod app;
+pub mod callers;
 pub mod config;
 pub mod dial;
 pub mod discovery;
@@ -14,6 +15,7 @@ pub mod grpc_layer;
 pub mod header;
 pub mod housekeeping;
 pub mod http;
+pub mod jwt;
 pub mod limits;
 pub mod listen;
 pub mod logging;

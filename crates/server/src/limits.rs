@@ -50,6 +50,8 @@ pub struct Limits {
     pub lease_checkpoint: bool,
     /// What housekeeping should keep of history.
     pub auto_compaction: AutoCompaction,
+    /// Logarithm of the rounds of a password's hash, 4 to 31.
+    pub bcrypt_cost: u32,
     /// Keys one physical compaction step may remove.
     pub compaction_batch_limit: usize,
     /// Pause between two physical compaction steps.
@@ -96,6 +98,7 @@ impl Default for Limits {
             fast_lease_keep_alive: true,
             lease_checkpoint: false,
             auto_compaction: AutoCompaction::Off,
+            bcrypt_cost: 10,
             compaction_batch_limit: 1000,
             compaction_sleep_interval: Duration::from_millis(10),
         }

@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::callers::ClientName;
 use crate::config::{Config, Url};
 use crate::ping_guard::PingGuard;
 use crate::shutdown::Shutdown;
@@ -313,7 +314,7 @@ where
         let _open = self.shutdown.connection();
         let (peer, address) = (stream.peer(), stream.address());
         let Some(tls) = &self.tls else {
-            return self.serve(stream).await;
+            return self.serve(stream, None).await;
         };
         let handshake = async {
             // The semaphore is never closed.
@@ -322,7 +323,10 @@ where
         };
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(Ok(stream)) => match self.check(&stream, address).await {
-                Ok(()) => self.serve(stream).await,
+                Ok(()) => {
+                    let name = client_name(&stream);
+                    self.serve(stream, name).await;
+                }
                 Err(error) => {
                     tracing::warn!("remote-addr" = peer, error, "rejected connection");
                 }
@@ -352,22 +356,25 @@ where
         }
     }
 
-    async fn serve<S>(&self, stream: S)
+    async fn serve<S>(&self, stream: S, name: Option<ClientName>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         match self.ping_min_time {
-            Some(min_time) => self.serve_on(PingGuard::new(stream, min_time)).await,
-            None => self.serve_on(stream).await,
+            Some(min_time) => self.serve_on(PingGuard::new(stream, min_time), name).await,
+            None => self.serve_on(stream, name).await,
         }
     }
 
-    async fn serve_on<S>(&self, stream: S)
+    async fn serve_on<S>(&self, stream: S, name: Option<ClientName>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let handler = self.handler.clone();
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            if let Some(name) = &name {
+                request.extensions_mut().insert(name.clone());
+            }
             let answer = handler(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
@@ -387,6 +394,12 @@ where
             tracing::debug!(%error, "connection ended");
         }
     }
+}
+
+/// The common name in the certificate that the client showed; the acceptor has verified it.
+fn client_name(stream: &TlsStream<Stream>) -> Option<ClientName> {
+    let shown = stream.get_ref().1.peer_certificates()?.first()?;
+    crate::tls::common_name(shown).map(|name| ClientName(name.into()))
 }
 
 /// An accepted stream.

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tonic::Status;
 
 use crate::app::App;
+use crate::callers::{Callers, Tokens};
 use crate::config::{Config, TlsSettings, Url};
 use crate::dial::Dial;
 use crate::discovery::{self, DiscoveryError, dns::Resolver};
@@ -55,6 +56,9 @@ pub enum ServeError {
     /// The settings of the first start are wrong.
     #[error("{0}")]
     Settings(String),
+    /// Auth tokens cannot be had as the flag wants them.
+    #[error("{0}")]
+    Tokens(String),
     /// The member cannot start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -99,11 +103,12 @@ pub async fn run(mut config: Config) -> Result<End, ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signals)?;
     announce(&config);
     make_self_signed(&mut config)?;
+    let tokens = Tokens::from_flag(&config.auth_token).map_err(ServeError::Tokens)?;
     let traffic = TrafficByUrl::default();
     let dial = Dial::new(&config, &config.peer_tls)?.counting(traffic.clone());
     let server = Server::start(&config)?;
     let started = tokio::select! {
-        started = server.start_member(&config, &dial, traffic) => Ok(started?),
+        started = server.start_member(&config, &dial, traffic, tokens) => Ok(started?),
         asked = signals.asked() => Err(asked),
     };
     let member = match started {
@@ -331,12 +336,15 @@ impl Server {
         config: &Config,
         dial: &Dial,
         traffic: TrafficByUrl,
+        tokens: Tokens,
     ) -> Result<Member, ServeError> {
         let started = Node::start(node_config(config, dial).await?).await;
         let (node, reader) = started.inspect_err(|error| tell_how_to_replace(config, error))?;
+        let callers = Callers::new(node.clone(), reader.clone()).with_flags(tokens, config);
         let app = App {
             node,
             reader,
+            callers: Arc::new(callers),
             limits: Arc::new(config.limits()),
             metrics: Arc::clone(&self.metrics),
             stopping: self.shutdown.stopping(),
@@ -365,6 +373,8 @@ impl Server {
         {
             return error.into();
         }
+        // What was read back from the log may be older than any token lasts.
+        app.reader.forget_tokens();
         // As with etcd, the first answer that a client gets knows this member's name.
         publish(app, config).await;
         let routes = services::routes(app, member.housekeeping.lessor());

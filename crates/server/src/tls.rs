@@ -25,6 +25,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 pub use dial::Dialer;
 pub(crate) use san::check_address;
 pub use self_signed::ensure_self_signed;
+pub(crate) use verify::common_name;
 
 use crate::config::{Config, TlsSettings};
 

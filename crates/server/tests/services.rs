@@ -18,6 +18,7 @@ use kelson_api::health::HealthCheckRequest;
 use kelson_api::health::health_client::HealthClient;
 use kelson_raft::{Node, NodeConfig};
 use kelson_server::app::App;
+use kelson_server::callers::Callers;
 use kelson_server::housekeeping::Checks;
 use kelson_server::limits::Limits;
 use kelson_server::metrics::Metrics;
@@ -53,6 +54,7 @@ impl Member {
         let (stop, stopping) = watch::channel(false);
         let app = App {
             node: node.clone(),
+            callers: Arc::new(Callers::new(node.clone(), reader.clone())),
             reader,
             limits: Arc::new(limits),
             metrics: Arc::new(Metrics::new(false)),

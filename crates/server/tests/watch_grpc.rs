@@ -14,6 +14,7 @@ use kelson_api::etcdserverpb::{
 };
 use kelson_raft::{Node, NodeConfig};
 use kelson_server::app::App;
+use kelson_server::callers::Callers;
 use kelson_server::limits::Limits;
 use kelson_server::metrics::Metrics;
 use kelson_server::metrics::peers::TrafficByUrl;
@@ -43,6 +44,7 @@ impl Member {
         let metrics = Arc::new(Metrics::new(false));
         let app = App {
             node: node.clone(),
+            callers: Arc::new(Callers::new(node.clone(), reader.clone())),
             reader,
             limits: Arc::new(limits),
             metrics,

@@ -69,7 +69,7 @@ struct Pair {
 
 impl Pair {
     fn apply(&mut self, ops: Vec<Op>) {
-        let command = |op| Command { request_id: 0, origin: 0, op: Some(op) };
+        let command = |op| Command { op: Some(op), ..Command::default() };
         let commands: Vec<Command> = ops.into_iter().map(command).collect();
         self.index += 1;
         let id = LogId { term: 1, index: self.index };

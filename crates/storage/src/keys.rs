@@ -8,8 +8,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use kelson_api::Message;
+use kelson_api::authpb::{Role, User};
 use kelson_api::etcdserverpb::{AlarmMember, Member};
 
+use crate::auth::AuthRows;
 use crate::chain::Chain;
 use crate::types::{LeaseRow, LogId, MetaChange, RevisionKey, Row};
 
@@ -19,6 +21,10 @@ const ROW: u8 = b'k';
 const LEASE: u8 = b'l';
 /// Single values by name.
 const META: u8 = b'm';
+/// Users by name.
+const USER: u8 = b'n';
+/// Roles by name.
+const ROLE: u8 = b'o';
 /// Members (peers) by id.
 const MEMBER: u8 = b'p';
 /// Ids of removed members.
@@ -37,10 +43,12 @@ const SCHEMA: &[u8] = b"mschema";
 const TALLY: &[u8] = b"mtally";
 const CHAIN: &[u8] = b"mchain";
 const INSTALLED: &[u8] = b"minstalled";
+const AUTH_ENABLED: &[u8] = b"mauth_enabled";
+const AUTH_REVISION: &[u8] = b"mauth_revision";
 
 /// The layout that this file describes. A store that says a higher number is not opened; 1 had no
-/// hash chain.
-pub(crate) const SCHEMA_VERSION: u32 = 2;
+/// hash chain, 2 no users and roles.
+pub(crate) const SCHEMA_VERSION: u32 = 3;
 
 /// Bytes of the checksum behind each payload.
 const SEAL_LEN: usize = 4;
@@ -184,6 +192,12 @@ pub(crate) fn encode_meta(change: &MetaChange) -> MetaWrites {
         MetaChange::ClusterVersion(version) => put(CLUSTER_VERSION.to_vec(), version.as_bytes()),
         MetaChange::ScheduledCompaction(at) => put(SCHEDULED.to_vec(), &at.to_be_bytes()),
         MetaChange::FinishedCompaction(at) => put(FINISHED.to_vec(), &at.to_be_bytes()),
+        MetaChange::AuthEnabled(enabled) => put(AUTH_ENABLED.to_vec(), &[u8::from(*enabled)]),
+        MetaChange::AuthRevision(revision) => put(AUTH_REVISION.to_vec(), &revision.to_be_bytes()),
+        MetaChange::UserPut(user) => put(name_key(USER, &user.name), &user.encode_to_vec()),
+        MetaChange::UserRemove(name) => writes.removes.push(name_key(USER, name.as_bytes())),
+        MetaChange::RolePut(role) => put(name_key(ROLE, &role.name), &role.encode_to_vec()),
+        MetaChange::RoleRemove(name) => writes.removes.push(name_key(ROLE, name.as_bytes())),
     }
     writes
 }
@@ -226,6 +240,10 @@ pub(crate) fn encode_tables(tables: &Tables) -> Vec<Pair> {
     changes.extend(version.map(|text| MetaChange::ClusterVersion(text.clone())));
     changes.extend(tables.scheduled_compaction.map(MetaChange::ScheduledCompaction));
     changes.extend(tables.finished_compaction.map(MetaChange::FinishedCompaction));
+    changes.extend(tables.auth.enabled.map(MetaChange::AuthEnabled));
+    changes.extend(tables.auth.revision.map(MetaChange::AuthRevision));
+    changes.extend(tables.auth.users.iter().cloned().map(MetaChange::UserPut));
+    changes.extend(tables.auth.roles.iter().cloned().map(MetaChange::RolePut));
     let mut pairs: Vec<_> = changes.iter().flat_map(|change| encode_meta(change).puts).collect();
     pairs.sort_unstable();
     pairs
@@ -271,6 +289,7 @@ pub(crate) struct Tables {
     pub(crate) members: Vec<Member>,
     pub(crate) removed: Vec<u64>,
     pub(crate) uuids: Vec<(u64, Bytes)>,
+    pub(crate) auth: AuthRows,
     pub(crate) cluster_version: Option<String>,
     pub(crate) scheduled_compaction: Option<i64>,
     pub(crate) finished_compaction: Option<i64>,
@@ -296,6 +315,16 @@ impl Tables {
             }
             REMOVED => self.removed.push(id_of(name)?),
             UUID => self.uuids.push((id_of(name)?, Bytes::copy_from_slice(payload))),
+            USER => {
+                let user = User::decode(payload).map_err(|_| Malformed::Value)?;
+                check_name(name, &user.name)?;
+                self.auth.users.push(user);
+            }
+            ROLE => {
+                let role = Role::decode(payload).map_err(|_| Malformed::Value)?;
+                check_name(name, &role.name)?;
+                self.auth.roles.push(role);
+            }
             ALARM => self.alarms.push(AlarmMember::decode(name).map_err(|_| Malformed::Key)?),
             _ => return Err(Malformed::Key),
         }
@@ -323,6 +352,14 @@ impl Tables {
             }
             INSTALLED => self.installed = decode_log_id(payload)?,
             CHAIN => self.chain = Some(decode_chain(payload)?),
+            AUTH_ENABLED => {
+                self.auth.enabled = Some(match payload {
+                    [0] => false,
+                    [1] => true,
+                    _ => return Err(Malformed::Value),
+                });
+            }
+            AUTH_REVISION => self.auth.revision = Some(u64::from_be_bytes(array(payload)?)),
             _ => return Err(Malformed::Key),
         }
         Ok(())
@@ -333,6 +370,16 @@ fn id_key(table: u8, id: u64) -> Vec<u8> {
     let mut key = vec![table];
     key.extend_from_slice(&id.to_be_bytes());
     key
+}
+
+fn name_key(table: u8, name: &[u8]) -> Vec<u8> {
+    [&[table], name].concat()
+}
+
+/// A user or a role stands under its own name, which is text.
+fn check_name(stands_under: &[u8], name: &[u8]) -> Result<(), Malformed> {
+    let is_name = stands_under == name && str::from_utf8(name).is_ok();
+    is_name.then_some(()).ok_or(Malformed::Value)
 }
 
 fn id_of(name: &[u8]) -> Result<u64, Malformed> {

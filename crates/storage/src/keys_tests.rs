@@ -1,5 +1,7 @@
 //! Golden bytes of every key and value on disk, and what the decoders do with damaged ones.
 
+use kelson_api::authpb::{Permission, UserAddOptions};
+
 use super::*;
 
 fn hex(bytes: &[u8]) -> String {
@@ -14,6 +16,27 @@ fn member() -> Member {
         client_ur_ls: vec!["http://c".to_owned()],
         is_learner: true,
     }
+}
+
+/// Name, hash `hh`, the roles `r` and `root`, options that say nothing: as etcd marshals it.
+const USER_HEX: &str = "0a03616e6e120268681a01721a04726f6f742200";
+
+/// Name, and one permission to write from `a` to `b`.
+const ROLE_HEX: &str = "0a0172120808011201611a0162";
+
+fn user() -> User {
+    User {
+        name: Bytes::from_static(b"ann"),
+        password: Bytes::from_static(b"hh"),
+        roles: vec!["r".to_owned(), "root".to_owned()],
+        options: Some(UserAddOptions { no_password: false }),
+    }
+}
+
+fn role() -> Role {
+    let (key, range_end) = (Bytes::from_static(b"a"), Bytes::from_static(b"b"));
+    let permission = Permission { perm_type: 1, key, range_end };
+    Role { name: Bytes::from_static(b"r"), key_permission: vec![permission] }
 }
 
 fn row(tombstone: bool) -> Row {
@@ -74,6 +97,16 @@ fn changes() -> Vec<(MetaChange, Vec<HexPair>, Vec<&'static str>)> {
             vec![("6d636f6d706163745f66696e6973686564", "0000000000000004")],
             vec![],
         ),
+        (MetaChange::AuthEnabled(true), vec![("6d617574685f656e61626c6564", "01")], vec![]),
+        (
+            MetaChange::AuthRevision(9),
+            vec![("6d617574685f7265766973696f6e", "0000000000000009")],
+            vec![],
+        ),
+        (MetaChange::UserPut(user()), vec![("6e616e6e", USER_HEX)], vec![]),
+        (MetaChange::UserRemove("ann".to_owned()), vec![], vec!["6e616e6e"]),
+        (MetaChange::RolePut(role()), vec![("6f72", ROLE_HEX)], vec![]),
+        (MetaChange::RoleRemove("r".to_owned()), vec![], vec!["6f72"]),
     ]
 }
 
@@ -131,7 +164,7 @@ fn a_checkpoint_has_these_bytes() {
         [
             ("6d6170706c696564".into(), "00000000000000030000000000000009".into()),
             ("6d636861696e".into(), "0a0b0c0d0e0f10110000000000000004".into()),
-            ("6d736368656d61".into(), "00000002".into()),
+            ("6d736368656d61".into(), "00000003".into()),
             ("6d74616c6c79".into(), format!("0000000000000001{:016x}", tally.sum)),
         ] as [(String, String); 4]
     );
@@ -169,6 +202,13 @@ fn tables_read_back_what_changes_wrote() {
     let membership = (LogId { term: 1, index: 2 }, Bytes::from_static(b"m"));
     assert_eq!(tables.membership, Some(membership));
     assert_eq!(tables.cluster_version.as_deref(), Some("3.7.0"));
+    let auth = AuthRows {
+        enabled: Some(true),
+        revision: Some(9),
+        users: vec![user()],
+        roles: vec![role()],
+    };
+    assert_eq!(tables.auth, auth);
     assert_eq!((tables.scheduled_compaction, tables.finished_compaction), (Some(5), Some(4)));
     assert_eq!(tables.schema, Some(SCHEMA_VERSION));
     assert_eq!(tables.chain, Some(CHAIN_AT_9));
@@ -253,8 +293,8 @@ proptest::proptest! {
     }
 
     #[test]
-    fn near_misses_are_decoded_or_refused(table in 0_u8..8, mut rest: Vec<u8>, name_len in 0_u8..20) {
-        let table = b"klmpruxz"[table as usize];
+    fn near_misses_are_decoded_or_refused(table in 0_u8..10, mut rest: Vec<u8>, name_len in 0_u8..20) {
+        let table = b"klmnopruxz"[table as usize];
         rest.splice(..0, [name_len.saturating_add(1), table]);
         fuzz(&rest);
     }

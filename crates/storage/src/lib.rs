@@ -2,6 +2,7 @@
 //! only writer and is driven by raft; any number of `Reader`s answer reads, watches and housekeeping.
 //! This crate never opens a socket, never reads a clock to decide anything and knows no consensus.
 
+mod auth;
 mod chain;
 mod dir;
 mod disk;

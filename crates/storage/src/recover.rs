@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kelson_api::etcdserverpb::{AlarmMember, Member};
 
+use crate::auth::AuthRows;
 use crate::chain::Chain;
 use crate::dir::{make_dir, replace_file, sync_dir};
 use crate::disk::{free_bytes, used_bytes};
@@ -57,6 +58,7 @@ pub(crate) struct Recovered {
     pub(crate) members: Vec<Member>,
     pub(crate) removed: Vec<u64>,
     pub(crate) uuids: Vec<(u64, Bytes)>,
+    pub(crate) auth: AuthRows,
     pub(crate) cluster_version: Option<String>,
     pub(crate) scheduled_compaction: Option<i64>,
     pub(crate) finished_compaction: Option<i64>,
@@ -77,6 +79,7 @@ impl From<Tables> for Recovered {
             members: tables.members,
             removed: tables.removed,
             uuids: tables.uuids,
+            auth: tables.auth,
             cluster_version: tables.cluster_version,
             scheduled_compaction: tables.scheduled_compaction,
             finished_compaction: tables.finished_compaction,

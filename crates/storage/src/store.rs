@@ -11,6 +11,8 @@ use kelson_api::command::{Command, MembersChange};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
+use crate::auth::Auth;
+use crate::auth::tokens::Tokens;
 use crate::chain::{Chain, Chains};
 use crate::failpoint;
 use crate::feed::Feed;
@@ -152,12 +154,16 @@ impl Store {
     ) -> Result<(), Fatal> {
         let state = &self.state;
         let (mut leases, mut cluster) = (loaded.leases, loaded.cluster);
+        let mut auth = loaded.auth;
         let old = {
             // Whoever looks at the index sees one state with all that belongs to it.
             let mut index = state.index.write();
             std::mem::swap(&mut *index, &mut loaded.index);
             std::mem::swap(&mut *state.leases.write(), &mut leases);
             std::mem::swap(&mut *state.cluster.write(), &mut cluster);
+            std::mem::swap(&mut *state.auth.write(), &mut auth);
+            // Which of their owners are still there is not known here.
+            state.tokens.clear();
             // Before the persister: who misses a row in the new one must learn that it is compacted.
             state.compaction.restart(loaded.scheduled, loaded.finished);
             let old = std::mem::replace(&mut *state.persister.write(), Arc::new(persister));
@@ -170,7 +176,7 @@ impl Store {
             old
         };
         state.announce_lease_change();
-        self.let_go(move || drop((old, loaded.index, leases, cluster)))
+        self.let_go(move || drop((old, loaded.index, leases, cluster, auth)))
     }
 
     /// Frees what may take long on a thread of its own; only one does so at a time.
@@ -235,6 +241,7 @@ pub(crate) struct Loaded {
     index: Index,
     leases: Leases,
     cluster: Cluster,
+    auth: Auth,
     applied: LogId,
     chain: Chain,
     installed: LogId,
@@ -333,6 +340,7 @@ impl Loader {
             index: self.index,
             leases,
             cluster,
+            auth: Auth::new(recovered.auth),
             applied: recovered.applied,
             chain: recovered.chain,
             installed: recovered.installed,
@@ -358,6 +366,8 @@ pub(crate) fn assemble(
         index: RwLock::new(loaded.index),
         leases: RwLock::new(loaded.leases),
         cluster: RwLock::new(loaded.cluster),
+        auth: RwLock::new(loaded.auth),
+        tokens: Tokens::default(),
         feed: Feed::new(loaded.revision, options.recent_bytes),
         compaction: Compaction::new(loaded.scheduled, loaded.finished),
         persister: RwLock::new(persister),

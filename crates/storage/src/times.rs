@@ -63,7 +63,7 @@ impl<const N: usize> Times<N> {
 }
 
 /// Kinds of commands, by etcd's names for them.
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 24] = [
     "Put",
     "DeleteRange",
     "Txn",
@@ -75,6 +75,18 @@ const KINDS: [&str; 12] = [
     "ClusterMemberChange",
     "ClusterMemberAttrSet",
     "ClusterVersionSet",
+    "AuthEnable",
+    "AuthDisable",
+    "Authenticate",
+    "AuthUserAdd",
+    "AuthUserDelete",
+    "AuthUserChangePassword",
+    "AuthUserGrantRole",
+    "AuthUserRevokeRole",
+    "AuthRoleAdd",
+    "AuthRoleDelete",
+    "AuthRoleGrantPermission",
+    "AuthRoleRevokePermission",
     "Unknown",
 ];
 
@@ -91,7 +103,19 @@ fn kind(command: &Command) -> usize {
         Some(Op::MembersChange(_)) => 8,
         Some(Op::MemberPublish(_)) => 9,
         Some(Op::ClusterVersionSet(_)) => 10,
-        None => 11,
+        Some(Op::AuthEnable(_)) => 11,
+        Some(Op::AuthDisable(_)) => 12,
+        Some(Op::Login(_)) => 13,
+        Some(Op::UserAdd(_)) => 14,
+        Some(Op::UserDelete(_)) => 15,
+        Some(Op::UserChangePassword(_)) => 16,
+        Some(Op::UserGrantRole(_)) => 17,
+        Some(Op::UserRevokeRole(_)) => 18,
+        Some(Op::RoleAdd(_)) => 19,
+        Some(Op::RoleDelete(_)) => 20,
+        Some(Op::RoleGrantPermission(_)) => 21,
+        Some(Op::RoleRevokePermission(_)) => 22,
+        None => 23,
     }
 }
 

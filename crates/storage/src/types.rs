@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kelson_api::Error;
+use kelson_api::authpb::{Role, User};
 use kelson_api::etcdserverpb::{
     AlarmMember, AlarmResponse, DeleteRangeResponse, LeaseGrantResponse, Member, PutResponse,
     TxnResponse,
@@ -68,6 +69,10 @@ pub enum Reply {
     Published,
     /// The cluster version is recorded.
     ClusterVersion,
+    /// The change of users, of roles, or of whether they count is made.
+    Auth,
+    /// The token of a user, known to every member that has applied the command.
+    Login(String),
 }
 
 /// Waits until a compaction has removed its rows and the removal is on disk.
@@ -190,6 +195,18 @@ pub(crate) enum MetaChange {
     Membership(LogId, Bytes),
     /// Records the cluster version.
     ClusterVersion(String),
+    /// Records whether users count.
+    AuthEnabled(bool),
+    /// Records the auth revision.
+    AuthRevision(u64),
+    /// Adds or replaces a user.
+    UserPut(User),
+    /// Removes a user.
+    UserRemove(String),
+    /// Adds or replaces a role.
+    RolePut(Role),
+    /// Removes a role.
+    RoleRemove(String),
     /// A compaction is in force for readers.
     ScheduledCompaction(i64),
     /// A compaction has removed its rows. Written by the persister itself.

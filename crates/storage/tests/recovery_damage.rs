@@ -27,7 +27,7 @@ fn entry(index: u64) -> Op {
 
 fn replay(store: &mut Store, last: u64) {
     for index in store.applied().index + 1..=last {
-        let command = Command { request_id: 0, origin: 0, op: Some(entry(index)) };
+        let command = Command { op: Some(entry(index)), ..Command::default() };
         store.apply(LogId { term: 1, index }, &[command]).unwrap();
     }
 }
@@ -248,7 +248,7 @@ fn defragmentation_keeps_everything_and_gives_space_back() {
     let mut index = 0;
     let mut apply = |store: &mut Store, op: Op| {
         index += 1;
-        let command = Command { request_id: 0, origin: 0, op: Some(op) };
+        let command = Command { op: Some(op), ..Command::default() };
         store.apply(LogId { term: 1, index }, &[command]).unwrap();
     };
     // Values that zstd cannot shrink.

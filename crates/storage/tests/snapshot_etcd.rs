@@ -12,10 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use kelson_api::authpb::Permission;
 use kelson_api::command::command::Op;
 use kelson_api::command::{ClusterVersionSet, MembersChange};
 use kelson_api::etcdserverpb::{
-    AlarmRequest, CompactionRequest, LeaseGrantRequest, Member, PutRequest,
+    AlarmRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest,
+    AuthUserAddRequest, AuthUserGrantRoleRequest, CompactionRequest, LeaseGrantRequest, Member,
+    PutRequest,
 };
 use kelson_storage::Reader;
 use serde_json::Value;
@@ -82,8 +85,8 @@ impl Etcd {
             .unwrap();
         let etcd = Self { child, client, bin: bin.to_owned() };
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !etcd.ctl(&["endpoint", "health"]).output().unwrap().status.success() {
-            assert!(Instant::now() < deadline, "etcd does not become healthy");
+        while !etcd.ctl(&["auth", "status"]).output().unwrap().status.success() {
+            assert!(Instant::now() < deadline, "etcd does not answer");
             std::thread::sleep(Duration::from_millis(100));
         }
         etcd
@@ -175,6 +178,57 @@ fn etcdutl_accepts_and_restores_a_snapshot_and_etcd_serves_it() {
     let ours = state.reader.hash_kv(0).unwrap();
     let theirs = etcd.hash_kv(ours.hash_revision);
     assert_eq!(theirs["hash"], ours.hash, "{theirs}");
+}
+
+/// bcrypt of `U*U`.
+const HASH: &str =
+    "JDJhJDA1JENDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQy5FNVlQTzlrbXl1Ukd5aDBYb3VRWWI0WU1KS3Z5T2VX";
+
+#[test]
+fn etcd_knows_the_users_of_a_snapshot() {
+    let Some(bin) = peers() else { return };
+    let mut state = rich_state();
+    for name in ["root", "ann"] {
+        let (name, hashed_password) = (name.to_owned(), HASH.to_owned());
+        state.ok(Op::UserAdd(AuthUserAddRequest { name, hashed_password, ..Default::default() }));
+    }
+    state.ok(Op::RoleAdd(AuthRoleAddRequest { name: "plain".to_owned() }));
+    let perm = Some(Permission { perm_type: 0, key: bytes("/b"), range_end: bytes("/c") });
+    let allow = AuthRoleGrantPermissionRequest { name: "plain".to_owned(), perm };
+    state.ok(Op::RoleGrantPermission(allow));
+    for (user, role) in [("root", "root"), ("ann", "plain")] {
+        let (user, role) = (user.to_owned(), role.to_owned());
+        state.ok(Op::UserGrantRole(AuthUserGrantRoleRequest { user, role }));
+    }
+    state.ok(Op::AuthEnable(AuthEnableRequest {}));
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("snapshot.db");
+    save(&state.reader, &file);
+    let data_dir = temp.path().join("restored");
+    let restored = Command::new(bin.join("etcdutl"))
+        .args(["snapshot", "restore", "--name", "m1"])
+        .args(["--initial-cluster", "m1=http://127.0.0.1:2380"])
+        .args(["--initial-advertise-peer-urls", "http://127.0.0.1:2380", "--data-dir"])
+        .arg(&data_dir)
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    let etcd = Etcd::start(&bin, &data_dir);
+    let status = json(&mut etcd.ctl(&["auth", "status", "-w", "json"]));
+    assert_eq!(status["enabled"], true, "{status}");
+    assert_eq!(status["authRevision"].as_u64(), Some(state.reader.auth_revision()));
+    let root = |args: &[&str]| json(etcd.ctl(&["--user", "root:U*U", "-w", "json"]).args(args));
+    assert_eq!(root(&["user", "list"])["users"], serde_json::json!(["ann", "root"]));
+    assert_eq!(root(&["user", "get", "ann"])["roles"], serde_json::json!(["plain"]));
+    let role = root(&["role", "get", "plain"]);
+    assert_eq!(role["perm"][0]["key"], "L2I=", "{role}");
+    let ann = |args: &[&str]| {
+        let output = etcd.ctl(&["--user", "ann:U*U"]).args(args).output().unwrap();
+        output.status.success()
+    };
+    assert!(ann(&["get", "/big", "--keys-only"]) && !ann(&["get", "/registry"]));
+    assert!(!ann(&["put", "/big", "1"]));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use kelson_api::authpb::Permission;
 use kelson_api::command::command::Op;
 use kelson_api::command::{ClusterVersionSet, MemberPublish, MembersChange};
 use kelson_api::etcdserverpb::alarm_request::AlarmAction;
@@ -27,6 +28,7 @@ fn entry(index: u64) -> Vec<Op> {
         6 => return vec![publish(2)],
         7 => return vec![alarm(AlarmAction::Activate, 1), alarm(AlarmAction::Activate, 2)],
         8 => return vec![alarm(AlarmAction::Deactivate, 1)],
+        11 => return users(),
         _ => {}
     }
     match index % 20 {
@@ -49,6 +51,32 @@ fn members(put: &[u64], remove: &[u64]) -> Op {
     let member = |id: &u64| Member { id: *id, name: format!("m{id}"), ..Member::default() };
     let put = put.iter().map(member).collect();
     Op::MembersChange(MembersChange { put, remove: remove.to_vec() })
+}
+
+/// A user who holds a role that allows something; auth is on.
+fn users() -> Vec<Op> {
+    let user = |name: &str| {
+        Op::UserAdd(etcdserverpb::AuthUserAddRequest {
+            name: name.to_owned(),
+            hashed_password: "aGFzaA==".to_owned(),
+            ..Default::default()
+        })
+    };
+    let grant = |user: &str, role: &str| {
+        let (user, role) = (user.to_owned(), role.to_owned());
+        Op::UserGrantRole(etcdserverpb::AuthUserGrantRoleRequest { user, role })
+    };
+    let perm = Some(Permission { perm_type: 2, key: "a".into(), range_end: "b".into() });
+    let allow = etcdserverpb::AuthRoleGrantPermissionRequest { name: "plain".to_owned(), perm };
+    vec![
+        user("root"),
+        grant("root", "root"),
+        Op::RoleAdd(etcdserverpb::AuthRoleAddRequest { name: "plain".to_owned() }),
+        Op::RoleGrantPermission(allow),
+        user("ann"),
+        grant("ann", "plain"),
+        Op::AuthEnable(etcdserverpb::AuthEnableRequest {}),
+    ]
 }
 
 fn publish(id: u64) -> Op {
@@ -140,6 +168,8 @@ fn answers(fixture: &Fixture) -> Vec<String> {
         format!("{leases:?} {keys:?}"),
         format!("{:?} {:?}", reader.members(), reader.removed_members()),
         format!("{:?} {:?}", reader.alarms(), reader.storage_uuid(2)),
+        format!("{} {}", reader.is_auth_enabled(), reader.auth_revision()),
+        format!("{:?} {:?}", reader.user("ann"), reader.role("plain")),
         format!("{:?} {:?}", reader.membership(), reader.cluster_version()),
         format!("{:?} {:?}", reader.chain_at(applied.index), reader.chain_since()),
         format!("{:?}", changes.batches),

@@ -113,7 +113,7 @@ pub fn payload(op: Op) -> Bytes {
 
 /// An operation that nobody waits for.
 pub fn command(op: Op) -> Command {
-    Command { request_id: 0, origin: 0, op: Some(op) }
+    Command { op: Some(op), ..Command::default() }
 }
 
 /// Where large values are put, over and over, so that the state has much to free.

@@ -44,7 +44,7 @@ fn put(value_bytes: usize) -> Op {
 }
 
 fn queued(request_id: u64, value_bytes: usize) -> Queued {
-    let command = Command { request_id, origin: 1, op: Some(put(value_bytes)) };
+    let command = Command { request_id, origin: 1, asker: None, op: Some(put(value_bytes)) };
     let bytes = command.encoded_len();
     Queued { command, bytes }
 }
@@ -127,7 +127,7 @@ async fn batches_take_urgent_first_and_end_at_their_bounds() {
 #[tokio::test]
 async fn a_queued_command_dies_with_its_caller() {
     let rig = rig(Duration::from_secs(60));
-    let mut leaving = Box::pin(rig.proposer.propose(put(1), Urgency::Normal));
+    let mut leaving = Box::pin(rig.proposer.propose(None, put(1), Urgency::Normal));
     assert!(futures::poll!(&mut leaving).is_pending());
     let _staying = rig.enqueue(7, 1, Urgency::Normal);
     drop(leaving);
@@ -138,12 +138,12 @@ async fn a_queued_command_dies_with_its_caller() {
 async fn without_a_leader_a_proposal_is_surely_not_accepted() {
     let rig = rig(Duration::ZERO);
     let expiring = tokio::spawn(rig.proposer.clone().expire());
-    let outcome = rig.proposer.propose(put(1), Urgency::Normal).await;
+    let outcome = rig.proposer.propose(None, put(1), Urgency::Normal).await;
     assert_eq!(outcome.expect_err("nobody leads"), Error::ProposalNotAccepted);
     assert!(rig.proposer.next_batch().is_none(), "and is not proposed later");
     rig.proposer.close();
     expiring.await.expect("ends after close");
-    let outcome = rig.proposer.propose(put(1), Urgency::Normal).await;
+    let outcome = rig.proposer.propose(None, put(1), Urgency::Normal).await;
     assert_eq!(outcome.expect_err("closed"), Error::Stopped);
 }
 

@@ -85,6 +85,7 @@ impl Config {
         Limits {
             max_request_bytes: self.max_request_bytes,
             max_txn_ops: self.max_txn_ops,
+            bcrypt_cost: self.bcrypt_cost,
             quota_backend_bytes: match self.quota_backend_bytes {
                 0 => DEFAULT_QUOTA_BYTES,
                 bytes => bytes,

@@ -65,6 +65,7 @@ pub fn start(app: &App, checks: &Checks) -> Housekeeping {
     }
     tasks.spawn(compact::run(app.node.clone(), app.reader.clone(), app.limits.auto_compaction));
     tasks.spawn(version::run(app.clone()));
+    tasks.spawn(Arc::clone(&app.callers).run());
     tasks.spawn(quota::guard(app.node.clone(), app.reader.clone()));
     Housekeeping { lessor, tasks }
 }

@@ -172,6 +172,11 @@ fn store(families: &mut Families, app: &App) {
         "The revision of the last compaction in store.",
         reader.compacted() as f64,
     );
+    families.gauge(
+        "etcd_debugging_auth_revision",
+        "The current revision of auth store.",
+        reader.auth_revision() as f64,
+    );
     let stats = reader.stats();
     families.gauge(
         "etcd_debugging_mvcc_total_put_size_in_bytes",

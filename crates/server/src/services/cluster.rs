@@ -195,8 +195,10 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        self.gate.unary(request.metadata(), false)?;
-        let request = request.into_inner();
+        let (caller, request) = self.gate.take(request)?;
+        // As in etcd, what is wrong with URLs is said to anybody.
+        peer_urls::parse(&request.peer_ur_ls)?;
+        caller.admin().await?;
         self.view().check_add(&request, self.limits.max_learners)?;
         let peer_urls = peer_urls::parse(&request.peer_ur_ls)?;
         let change = MemberChange::Add { peer_urls, is_learner: request.is_learner };
@@ -211,8 +213,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        self.gate.unary(request.metadata(), false)?;
-        let id = request.get_ref().id;
+        let (caller, request) = self.gate.take(request)?;
+        caller.admin().await?;
+        let id = request.id;
         self.view().check_remove(id)?;
         self.node.change_members(MemberChange::Remove(id)).await?;
         let header = Some(header(&self.node, 0));
@@ -223,8 +226,8 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        self.gate.unary(request.metadata(), false)?;
-        let request = request.into_inner();
+        let (caller, request) = self.gate.take(request)?;
+        caller.admin().await?;
         self.view().check_update(&request)?;
         let change = MemberChange::Update { id: request.id, peer_urls: request.peer_ur_ls };
         self.node.change_members(change).await?;
@@ -236,10 +239,11 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
-        self.gate.unary(request.metadata(), false)?;
-        if request.get_ref().linearizable {
+        let (caller, request) = self.gate.take(request)?;
+        if request.linearizable {
             self.node.read_barrier().await?;
         }
+        caller.anybody().await?;
         let header = Some(header(&self.node, 0));
         Ok(Response::new(MemberListResponse { header, members: self.members() }))
     }
@@ -248,8 +252,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        self.gate.unary(request.metadata(), false)?;
-        let id = request.get_ref().id;
+        let (caller, request) = self.gate.take(request)?;
+        caller.admin().await?;
+        let id = request.id;
         let promoting = async {
             self.view().check_promote(id)?;
             self.node.change_members(MemberChange::Promote(id)).await

@@ -1,16 +1,19 @@
 //! What every call must pass before its service looks at it: a learner serves next to nothing,
 //! the client's API version must be text, and a client that asks for a leader gets one or an
-//! error. It reads the member's status only; requests themselves are checked by `validate`.
+//! error. What it lets through comes with its caller, of whom the service must ask what he may do. It
+//! reads the member's status only; requests themselves are checked by `validate`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kelson_api::Error;
 use kelson_raft::Node;
 use tokio::sync::watch;
-use tonic::Request;
 use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Request};
 
 use crate::app::App;
+use crate::callers::{Caller, Callers};
 
 /// Election timeouts without a leader after which a stream that requires one is ended.
 const MISSES_MAX: u32 = 3;
@@ -19,6 +22,7 @@ const MISSES_MAX: u32 = 3;
 #[derive(Clone)]
 pub struct Gate {
     node: Node,
+    callers: Arc<Callers>,
     election: Duration,
     stopping: watch::Receiver<bool>,
 }
@@ -29,6 +33,7 @@ impl Gate {
     pub fn new(app: &App) -> Self {
         Self {
             node: app.node.clone(),
+            callers: Arc::clone(&app.callers),
             election: app.limits.election_timeout,
             stopping: app.stopping.clone(),
         }
@@ -38,30 +43,38 @@ impl Gate {
     ///
     /// # Errors
     /// `NotSupportedForLearner`, `InvalidClientApiVersion`, `NoLeader`.
-    pub fn unary(&self, metadata: &MetadataMap, learner_serves: bool) -> Result<(), Error> {
-        self.admit(metadata, learner_serves).map(drop)
+    pub fn unary(
+        &self,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+        learner_serves: bool,
+    ) -> Result<Caller, Error> {
+        self.admit(metadata, learner_serves)?;
+        Ok(self.callers.caller(metadata, extensions))
     }
 
-    /// Admits a unary call that no learner serves, and gives the message in it.
+    /// Admits a unary call that no learner serves, and gives its caller and the message in it.
     ///
     /// # Errors
     /// As [`Gate::unary`].
-    pub fn take<T>(&self, request: Request<T>) -> Result<T, Error> {
-        self.unary(request.metadata(), false)?;
-        Ok(request.into_inner())
+    pub fn take<T>(&self, request: Request<T>) -> Result<(Caller, T), Error> {
+        let caller = self.unary(request.metadata(), request.extensions(), false)?;
+        Ok((caller, request.into_inner()))
     }
 
-    /// Admits a stream; what it returns tells later when a required leader is gone.
+    /// Admits a stream; beside the caller it returns what tells later when a required leader is gone.
     ///
     /// # Errors
     /// As [`Gate::unary`].
     pub fn stream(
         &self,
         metadata: &MetadataMap,
+        extensions: &Extensions,
         learner_serves: bool,
-    ) -> Result<LeaderWatch, Error> {
+    ) -> Result<(Caller, LeaderWatch), Error> {
         let required = self.admit(metadata, learner_serves)?;
-        Ok(LeaderWatch { gate: self.clone(), required, misses: 0 })
+        let leader = LeaderWatch { gate: self.clone(), required, misses: 0 };
+        Ok((self.callers.caller(metadata, extensions), leader))
     }
 
     /// Returns whether the client requires a leader.

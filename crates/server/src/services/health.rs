@@ -36,8 +36,7 @@ impl Health for HealthService {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        self.gate.unary(&metadata, false)?;
+        let (_anybody, request) = self.gate.take(request)?;
         if !request.service.is_empty() {
             return Err(Error::UnknownHealthService.into());
         }
@@ -48,8 +47,8 @@ impl Health for HealthService {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let mut leader = self.gate.stream(&metadata, false)?;
+        let (metadata, extensions, request) = request.into_parts();
+        let (_anybody, mut leader) = self.gate.stream(&metadata, &extensions, false)?;
         let status = if request.service.is_empty() {
             ServingStatus::Serving
         } else {

@@ -106,12 +106,14 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        self.gate.unary(&metadata, request.serializable)?;
+        let (metadata, extensions, request) = request.into_parts();
+        let caller = self.gate.unary(&metadata, &extensions, request.serializable)?;
         validate::range(&request)?;
         self.catch_up(request.serializable).await?;
+        let seen = caller.reads(&request.key, &request.range_end).await?;
         let ahead = i64::from(request.serializable && sabotage::is(Variant::HeaderAhead));
         let (mut response, revision) = self.read(request).await?;
+        seen.still_holds()?;
         response.header = Some(header(&self.node, revision + ahead));
         Ok(Response::new(response))
     }
@@ -120,10 +122,11 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let leader = self.gate.stream(&metadata, false)?;
+        let (metadata, extensions, request) = request.into_parts();
+        let (caller, leader) = self.gate.stream(&metadata, &extensions, false)?;
         validate::range_stream(&request)?;
         self.catch_up(request.serializable).await?;
+        let seen = caller.reads(&request.key, &request.range_end).await?;
         let chunk_bytes = self.limits.max_request_bytes / 2;
         let node = self.node.clone();
         let chunks = range_stream::start(
@@ -132,20 +135,20 @@ impl Kv for KvService {
             self.blocking.clone(),
             request,
             chunk_bytes,
-            leader,
+            range_stream::Stays { leader, seen },
         );
         Ok(Response::new(chunks.await?))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let request = self.gate.take(request)?;
+        let (caller, request) = self.gate.take(request)?;
         let cost = quota::put_cost(&request);
         self.quota.admit(cost).await?;
         validate::put(&request)?;
         if sabotage::is(Variant::AckBeforeCommit) {
             return Ok(self.answer_unagreed(request));
         }
-        let outcome = self.node.propose(Op::Put(request)).await?;
+        let outcome = caller.propose(Op::Put(request)).await?;
         if sabotage::is(Variant::LateRefusal) && outcome.revision % 16 == 0 {
             return Err(Error::NoSpace.into());
         }
@@ -163,9 +166,9 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let request = self.gate.take(request)?;
+        let (caller, request) = self.gate.take(request)?;
         validate::delete_range(&request)?;
-        let outcome = self.node.propose(Op::DeleteRange(request)).await?;
+        let outcome = caller.propose(Op::DeleteRange(request)).await?;
         match outcome.result? {
             Reply::DeleteRange(mut response) => {
                 response.header = Some(header(&self.node, outcome.revision));
@@ -176,15 +179,18 @@ impl Kv for KvService {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let request = self.gate.take(request)?;
+        let (caller, request) = self.gate.take(request)?;
         let cost = quota::txn_cost(&request);
         self.quota.admit(cost).await?;
         validate::txn(&request, self.limits.max_txn_ops)?;
         let (mut response, revision) = if validate::is_read_only(&request) {
             self.catch_up(validate::is_serializable(&request)).await?;
-            self.read_txn(request).await?
+            let seen = caller.reads_txn(&request).await?;
+            let answer = self.read_txn(request).await?;
+            seen.still_holds()?;
+            answer
         } else {
-            let outcome = self.node.propose(Op::Txn(request)).await?;
+            let outcome = caller.propose(Op::Txn(request)).await?;
             match outcome.result? {
                 Reply::Txn(response) => {
                     self.quota.admit_applied(cost).await?;
@@ -201,9 +207,9 @@ impl Kv for KvService {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
-        let request = self.gate.take(request)?;
+        let (caller, request) = self.gate.take(request)?;
         let physical = request.physical;
-        let outcome = self.node.propose_urgent(Op::Compaction(request)).await?;
+        let outcome = caller.propose_urgent(Op::Compaction(request)).await?;
         let (ticket, refused) = match outcome.result {
             Ok(Reply::Compact(ticket)) => (ticket, None),
             // Whoever asks for removal may go by the answer that the rows are gone, whoever

@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::gate::{Gate, LeaderWatch};
 use super::{mismatched, wire};
 use crate::app::App;
+use crate::callers::Caller;
 use crate::header::header;
 use crate::housekeeping::lease::Lessor;
 use crate::housekeeping::quota::{LEASE_COST, Quota};
@@ -95,13 +96,13 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
-        let mut request = self.gate.take(request)?;
+        let (caller, mut request) = self.gate.take(request)?;
         self.quota.admit(LEASE_COST).await?;
         if request.id == 0 {
             request.id = self.ids.next();
         }
         request.ttl = request.ttl.max(self.limits.min_lease_ttl);
-        let outcome = self.node.propose(Op::LeaseGrant(request)).await?;
+        let outcome = caller.propose(Op::LeaseGrant(request)).await?;
         match outcome.result? {
             Reply::LeaseGrant(mut response) => {
                 self.lessor.granted(response.id);
@@ -120,8 +121,8 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        let request = self.gate.take(request)?;
-        let outcome = self.node.propose_urgent(Op::LeaseRevoke(request)).await?;
+        let (caller, request) = self.gate.take(request)?;
+        let outcome = caller.propose_urgent(Op::LeaseRevoke(request)).await?;
         match outcome.result? {
             Reply::LeaseRevoke => {
                 self.lessor.revoked(request.id);
@@ -137,12 +138,14 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let (metadata, _, requests) = request.into_parts();
+        let (metadata, extensions, requests) = request.into_parts();
+        let (caller, leader) = self.gate.stream(&metadata, &extensions, false)?;
         let stream = KeepAlive {
             node: self.node.clone(),
             reader: self.reader.clone(),
             lessor: Arc::clone(&self.lessor),
-            leader: self.gate.stream(&metadata, false)?,
+            caller,
+            leader,
             requests,
         };
         let answers = futures::stream::try_unfold(stream, |mut stream| async move {
@@ -155,8 +158,11 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
-        let request = self.gate.take(request)?;
+        let (caller, request) = self.gate.take(request)?;
+        caller.anybody().await?;
         let mut response = self.lessor.time_to_live(request.id, request.keys).await?;
+        // Of the keys in the answer, whatever this member knows of the lease.
+        self.reader.check_keys(&caller.asker().await?, &response.keys)?;
         response.header = Some(header(&self.node, self.reader.revision()));
         Ok(Response::new(response))
     }
@@ -165,8 +171,11 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        self.gate.unary(request.metadata(), false)?;
-        let leases = self.lessor.by_time_left().into_iter().map(|id| LeaseStatus { id }).collect();
+        let (caller, _) = self.gate.take(request)?;
+        caller.anybody().await?;
+        let ids = self.lessor.by_time_left();
+        self.reader.check_lease_keys(&caller.asker().await?, &ids)?;
+        let leases = ids.into_iter().map(|id| LeaseStatus { id }).collect();
         let header = Some(header(&self.node, self.reader.revision()));
         Ok(Response::new(LeaseLeasesResponse { header, leases }))
     }
@@ -178,6 +187,7 @@ struct KeepAlive {
     node: Node,
     reader: Reader,
     lessor: Arc<Lessor>,
+    caller: Caller,
     leader: LeaderWatch,
     requests: Streaming<LeaseKeepAliveRequest>,
 }
@@ -196,6 +206,8 @@ impl KeepAlive {
         };
         // Taken before renewing: a client must never see a success that is newer than a revoke.
         let revision = self.reader.revision();
+        self.caller.anybody().await?;
+        self.reader.check_renewal(&self.caller.asker().await?, id)?;
         let ttl = self.lessor.renew(id).await?;
         let header = Some(header(&self.node, revision));
         Ok(Some(LeaseKeepAliveResponse { header, id, ttl }))

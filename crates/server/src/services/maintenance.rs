@@ -75,8 +75,8 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
-        let request = self.gate.take(request)?;
-        let outcome = self.node.propose(Op::Alarm(request)).await?;
+        let (caller, request) = self.gate.take(request)?;
+        let outcome = caller.propose(Op::Alarm(request)).await?;
         match outcome.result? {
             Reply::Alarm(mut response) => {
                 response.header = Some(header(&self.node, outcome.revision));
@@ -90,7 +90,8 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
-        self.gate.unary(request.metadata(), true)?;
+        let caller = self.gate.unary(request.metadata(), request.extensions(), true)?;
+        caller.anybody().await?;
         let status = self.node.status();
         let sizes = self.reader.sizes();
         let mut errors = Vec::new();
@@ -119,7 +120,8 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
-        self.gate.unary(request.metadata(), false)?;
+        let (caller, _) = self.gate.take(request)?;
+        caller.admin().await?;
         let reader = self.reader.clone();
         self.metrics.disk_defrag_inflight.set(1);
         let timer = self.metrics.disk_backend_defrag_duration.start_timer();
@@ -134,7 +136,8 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        self.gate.unary(request.metadata(), false)?;
+        let (caller, _) = self.gate.take(request)?;
+        caller.admin().await?;
         let reader = self.reader.clone();
         let timer = self.metrics.mvcc_hash_duration.start_timer();
         let result = self.blocking.run(move || reader.hash()).await?;
@@ -151,9 +154,10 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
-        self.gate.unary(request.metadata(), false)?;
+        let (caller, request) = self.gate.take(request)?;
+        caller.admin().await?;
         let reader = self.reader.clone();
-        let revision = request.get_ref().revision;
+        let revision = request.revision;
         let timer = self.metrics.mvcc_hash_rev_duration.start_timer();
         let result = self.blocking.run(move || reader.hash_kv(revision)).await?;
         timer.observe_duration();
@@ -172,7 +176,8 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        let leader = self.gate.stream(request.metadata(), true)?;
+        let (caller, leader) = self.gate.stream(request.metadata(), request.extensions(), true)?;
+        caller.admin().await?;
         let version = self.storage_version();
         let reader = self.reader.clone();
         let pieces = snapshot::start(&self.snapshots, reader, &self.metrics, version, leader);
@@ -183,11 +188,12 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
-        self.gate.unary(request.metadata(), false)?;
+        let (caller, request) = self.gate.take(request)?;
+        caller.admin().await?;
         if !self.node.status().is_leader {
             return Err(Error::NotLeader.into());
         }
-        let target = request.get_ref().target_id;
+        let target = request.target_id;
         let voter = self.reader.members().iter().any(|m| m.id == target && !m.is_learner);
         if !voter {
             return Err(Error::BadLeaderTransferee.into());
@@ -203,8 +209,8 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
-        self.gate.unary(request.metadata(), false)?;
-        let request = request.get_ref();
+        let (caller, request) = self.gate.take(request)?;
+        caller.admin().await?;
         let stored = self.reader.cluster_version();
         let version = downgrade::answer(request.action, &request.version, stored.as_deref())?;
         let header = Some(header(&self.node, self.reader.revision()));

@@ -6,6 +6,7 @@ pub mod gate;
 pub mod watch;
 pub mod wire;
 
+mod auth;
 mod blocking;
 mod cluster;
 mod downgrade;
@@ -19,6 +20,7 @@ mod snapshot;
 
 use std::sync::Arc;
 
+use kelson_api::etcdserverpb::auth_server::AuthServer;
 use kelson_api::etcdserverpb::cluster_server::ClusterServer;
 use kelson_api::etcdserverpb::kv_server::KvServer;
 use kelson_api::etcdserverpb::lease_server::LeaseServer;
@@ -50,6 +52,9 @@ pub fn routes(app: &App, lessor: Arc<Lessor>) -> Routes {
         .add_service(
             MaintenanceServer::new(maintenance::MaintenanceService::new(app))
                 .max_decoding_message_size(bytes_max),
+        )
+        .add_service(
+            AuthServer::new(auth::AuthService::new(app)).max_decoding_message_size(bytes_max),
         )
         .add_service(
             HealthServer::new(health::HealthService::new(app)).max_decoding_message_size(bytes_max),

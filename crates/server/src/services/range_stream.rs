@@ -12,6 +12,7 @@ use tonic::Status;
 
 use super::blocking::Blocking;
 use super::gate::LeaderWatch;
+use crate::callers::Seen;
 use crate::header::header;
 
 /// The answers of one call.
@@ -35,7 +36,7 @@ pub(super) async fn start(
     blocking: Blocking,
     request: RangeRequest,
     chunk_bytes: usize,
-    leader: LeaderWatch,
+    stays: Stays,
 ) -> Result<Chunks, Status> {
     let (range, first) = blocking
         .run(move || {
@@ -45,18 +46,23 @@ pub(super) async fn start(
         })
         .await??;
     let size = ChunkSize { keys: KEYS_FIRST, bytes: chunk_bytes };
-    let chunks =
-        RangeChunks { node, blocking, leader, range: Some(range), next: Some(first), size };
+    let chunks = RangeChunks { node, blocking, stays, range: Some(range), next: Some(first), size };
     Ok(Box::pin(futures::stream::try_unfold(chunks, |mut chunks| async move {
         Ok(chunks.next().await?.map(|message| (message, chunks)))
     })))
+}
+
+/// What must stay as it was for the stream to go on.
+pub(super) struct Stays {
+    pub(super) leader: LeaderWatch,
+    pub(super) seen: Seen,
 }
 
 /// A range that is being sent.
 struct RangeChunks {
     node: Node,
     blocking: Blocking,
-    leader: LeaderWatch,
+    stays: Stays,
     /// None once the last chunk is sent.
     range: Option<StreamedRange>,
     /// The first chunk, read before the call was answered.
@@ -69,6 +75,7 @@ impl RangeChunks {
         let Some(mut range) = self.range.take() else {
             return Ok(None);
         };
+        self.stays.seen.still_holds()?;
         let chunk = match self.next.take() {
             Some(first) => first,
             None => {
@@ -81,7 +88,7 @@ impl RangeChunks {
                     // A chunk that is there is sent even if the leader is gone meanwhile.
                     biased;
                     read = read => read?,
-                    error = self.leader.ended() => return Err(error.into()),
+                    error = self.stays.leader.ended() => return Err(error.into()),
                 };
                 range = back;
                 chunk?

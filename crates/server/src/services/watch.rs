@@ -21,10 +21,11 @@ use tower::Service;
 use super::gate::{Gate, LeaderWatch};
 use super::wire::translate;
 use crate::app::App;
+use crate::callers::Caller;
 use crate::metrics::Metrics;
 use crate::watch::{
-    Ends, Hub, HubHandle, Member, Response as WatchReply, StreamOptions, Tuning, WatchCodec,
-    WatchStats, WatchStream,
+    Ends, Hub, HubHandle, Member, Permit, Response as WatchReply, StreamOptions, Tuning,
+    WatchCodec, WatchStats, WatchStream,
 };
 
 /// How often the metrics are brought up to date.
@@ -77,13 +78,23 @@ impl WatchService {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Replies>, Status> {
-        let leader = self.gate.stream(request.metadata(), false)?;
+        let (caller, leader) = self.gate.stream(request.metadata(), request.extensions(), false)?;
         let ends = ends(leader, self.stopping.clone());
         let requests = request.into_inner().map(|request| request.map_err(why_unreadable));
         let (member, hub) = (self.member.clone(), self.hub.clone());
         let stream = WatchStream::new(member, hub, self.options, requests, ends);
+        let stream = stream.checked_by(permit(caller));
         Ok(Response::new(Box::pin(stream.responses())))
     }
+}
+
+/// Asks at each create request anew, as etcd does: what was allowed once goes on.
+fn permit(caller: Caller) -> Permit {
+    let caller = Arc::new(caller);
+    Box::new(move |key, range_end| {
+        let caller = Arc::clone(&caller);
+        async move { caller.reads(&key, &range_end).await.map(drop) }.boxed()
+    })
 }
 
 /// Resolves when the stream has to end from our side.

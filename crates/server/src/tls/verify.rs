@@ -178,7 +178,7 @@ impl ClientCertVerifier for ClientVerifier {
 }
 
 /// The subject's common name; the last one, as Go reads it.
-fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
+pub(crate) fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let name = parsed.subject().iter_common_name().last()?;
     name.as_str().ok().map(str::to_owned)

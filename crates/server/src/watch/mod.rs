@@ -25,7 +25,7 @@ pub use interval_index::{IntervalIndex, KeyRange};
 pub use response::{Response, WatchCodec};
 pub use source::{Member, Source};
 pub use stats::WatchStats;
-pub use stream::{Ends, StreamOptions, WatchStream};
+pub use stream::{Ends, Permit, StreamOptions, WatchStream};
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};

@@ -50,6 +50,9 @@ pub struct StreamOptions {
 /// Resolves with the status that ends the stream from our side: no leader, or the server stops.
 pub type Ends = BoxFuture<'static, Status>;
 
+/// Tells whether the client may read a key or a range of keys, as it stands in its request.
+pub type Permit = Box<dyn Fn(Bytes, Bytes) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
+
 /// The state of one stream. `R` is the client's requests.
 pub struct WatchStream<S: Source, R> {
     source: S,
@@ -58,6 +61,8 @@ pub struct WatchStream<S: Source, R> {
     /// `None` once the client has closed its side; its watchers then go on without it.
     requests: Option<R>,
     ends: Ends,
+    /// `None` = everything is allowed.
+    permit: Option<Permit>,
     watchers: Watchers,
     /// Our stay in the hub, from the first join until the hub closes our queue.
     stay: Option<Stay>,
@@ -121,6 +126,7 @@ where
             options,
             requests: Some(requests),
             ends,
+            permit: None,
             watchers: Watchers::default(),
             stay: None,
             joining: Vec::new(),
@@ -132,6 +138,13 @@ where
             state: State::Running,
             reported_slow: 0,
         }
+    }
+
+    /// Lets each create request pass only if the client may read what it watches.
+    #[must_use]
+    pub fn checked_by(mut self, permit: Permit) -> Self {
+        self.permit = Some(permit);
+        self
     }
 
     /// The responses as a stream that ends with the status of the call.
@@ -223,7 +236,7 @@ where
 
     async fn answer(&mut self, request: WatchRequest) -> Result<(), HubGone> {
         match request.request_union {
-            Some(RequestUnion::CreateRequest(request)) => self.create(&request),
+            Some(RequestUnion::CreateRequest(request)) => self.create(&request).await,
             Some(RequestUnion::CancelRequest(request)) => self.cancel(request.watch_id).await?,
             Some(RequestUnion::ProgressRequest(_)) => {
                 if sabotage::is(Variant::ProgressEarly) {
@@ -242,17 +255,32 @@ where
         Ok(())
     }
 
-    fn create(&mut self, request: &WatchCreateRequest) {
+    async fn create(&mut self, request: &WatchCreateRequest) {
+        // Only a request that could be served at all is worth the question.
+        let forbidden = match &self.permit {
+            Some(permit) if request.start_revision >= 0 => {
+                let key = match request.key.is_empty() {
+                    true => Bytes::from_static(b"\0"),
+                    false => request.key.clone(),
+                };
+                permit(key, request.range_end.clone()).await.err()
+            }
+            _ => None,
+        };
         let revision = self.source.revision();
         let header = Some(self.source.header(revision));
         let created = WatchResponse { header, created: true, ..Default::default() };
-        let slot = match self.watchers.create(request, revision) {
+        let slot = match forbidden {
+            Some(error) => Err(denial(error)),
+            None => self.watchers.create(request, revision).map_err(|error| error.to_string()),
+        };
+        let slot = match slot {
             Ok(slot) => slot,
-            Err(error) => {
+            Err(cancel_reason) => {
                 return self.ready.push_back(Response::bare(WatchResponse {
                     watch_id: NO_WATCH_ID,
                     canceled: true,
-                    cancel_reason: error.to_string(),
+                    cancel_reason,
                     ..created
                 }));
             }
@@ -587,6 +615,15 @@ fn run_slice<S: Source>(
         });
         read.await.unwrap_or(Slice::Failed(Error::Stopped))
     })
+}
+
+/// What a watcher that may not be is told: the text of a status, as Go writes it.
+fn denial(error: Error) -> String {
+    let shown = match error {
+        Error::InvalidAuthToken | Error::AuthOldRevision | Error::UserEmpty => error,
+        _ => Error::PermissionDenied,
+    };
+    format!("rpc error: code = {:?} desc = {}", shown.code(), shown.text())
 }
 
 /// Waits for the running read. Cancel safe: the read stays in place.

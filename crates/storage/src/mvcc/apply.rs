@@ -14,6 +14,7 @@ use kelson_api::etcdserverpb::{
 use super::state::{Failure, State, count};
 use super::txn;
 use super::write::Writer;
+use crate::auth;
 use crate::failpoint;
 use crate::sabotage::{self, Variant};
 use crate::types::{CompactionTicket, Delta, Fatal, LeaseRow, MetaChange, Outcome, Reply};
@@ -30,9 +31,10 @@ pub(crate) fn apply(
 ) -> Result<Outcome, Fatal> {
     let mut writer = Writer::new(state, delta, scratch);
     let result = match &command.op {
-        Some(op) => {
-            check_alarms(state, op).map_err(Failure::from).and_then(|()| run(&mut writer, op))
-        }
+        Some(op) => check_alarms(state, op)
+            .and_then(|()| check_rights(state, command, op))
+            .map_err(Failure::from)
+            .and_then(|()| run(&mut writer, op)),
         // Only a newer version writes commands that this one does not know.
         None => Err(Error::UnknownMethod.into()),
     };
@@ -63,7 +65,24 @@ fn run(writer: &mut Writer<'_>, op: &Op) -> Result<Reply, Failure> {
         }
         Op::MemberPublish(publish) => Ok(publish_member(writer, publish)),
         Op::ClusterVersionSet(set) => Ok(set_version(writer, set)),
+        Op::AuthEnable(_)
+        | Op::AuthDisable(_)
+        | Op::Login(_)
+        | Op::UserAdd(_)
+        | Op::UserDelete(_)
+        | Op::UserChangePassword(_)
+        | Op::UserGrantRole(_)
+        | Op::UserRevokeRole(_)
+        | Op::RoleAdd(_)
+        | Op::RoleDelete(_)
+        | Op::RoleGrantPermission(_)
+        | Op::RoleRevokePermission(_) => Ok(auth::carry_out(writer.state, writer.delta, op)?),
     }
+}
+
+/// Whether the client on whose behalf a command was proposed may do this. A member's own commands may.
+fn check_rights(state: &State, command: &Command, op: &Op) -> Result<(), Error> {
+    command.asker.as_ref().map_or(Ok(()), |asker| auth::check::check(state, asker, op))
 }
 
 /// What active alarms of any member forbid. CORRUPT is the stricter one and comes first.

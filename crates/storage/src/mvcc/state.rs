@@ -13,6 +13,8 @@ use tokio::sync::watch;
 
 use super::compact::Compaction;
 use super::index::Index;
+use crate::auth::Auth;
+use crate::auth::tokens::Tokens;
 use crate::chain::Chains;
 use crate::feed::Feed;
 use crate::lease::Leases;
@@ -47,6 +49,8 @@ pub(crate) struct State {
     pub(crate) index: RwLock<Index>,
     pub(crate) leases: RwLock<Leases>,
     pub(crate) cluster: RwLock<Cluster>,
+    pub(crate) auth: RwLock<Auth>,
+    pub(crate) tokens: Tokens,
     pub(crate) feed: Feed,
     pub(crate) compaction: Compaction,
     pub(crate) persister: RwLock<Arc<Persister>>,

@@ -37,13 +37,15 @@ impl Buckets {
         let removed = tables.removed.iter().map(|id| (hex(*id), b"removed".to_vec()));
         let version = tables.cluster_version.iter();
         let version = version.map(|text| (b"clusterVersion".to_vec(), text.clone().into_bytes()));
-        // A store that never knew users says so as etcd does: revision 1 and nothing else.
-        let auth = [(b"authRevision".to_vec(), 1_u64.to_be_bytes().to_vec())];
+        let users = tables.auth.users.iter();
+        let users = users.map(|user| (user.name.to_vec(), user.encode_to_vec()));
+        let roles = tables.auth.roles.iter();
+        let roles = roles.map(|role| (role.name.to_vec(), role.encode_to_vec()));
         Self(BTreeMap::from([
             ("alarm", alarms.collect()),
-            ("auth", auth.into()),
-            ("authRoles", Bucket::new()),
-            ("authUsers", Bucket::new()),
+            ("auth", auth(tables)),
+            ("authRoles", roles.collect()),
+            ("authUsers", users.collect()),
             ("cluster", version.collect()),
             (KEY_BUCKET, Bucket::new()),
             ("lease", leases.collect()),
@@ -52,6 +54,16 @@ impl Buckets {
             ("meta", meta(tables)),
         ]))
     }
+}
+
+/// A store that never knew users says so as etcd does: revision 1 and nothing else.
+fn auth(tables: &Tables) -> Bucket {
+    let revision = tables.auth.revision().to_be_bytes().to_vec();
+    let mut auth = Bucket::from([(b"authRevision".to_vec(), revision)]);
+    if let Some(enabled) = tables.auth.enabled {
+        auth.insert(b"authEnabled".to_vec(), vec![u8::from(enabled)]);
+    }
+    auth
 }
 
 fn meta(tables: &Tables) -> Bucket {

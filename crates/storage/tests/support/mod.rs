@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kelson_api::Error;
-use kelson_api::command::Command;
 use kelson_api::command::command::Op;
+use kelson_api::command::{Asker, Command};
 use kelson_api::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
     RangeRequest, TxnRequest,
@@ -86,10 +86,20 @@ impl Fixture {
     /// Applies commands as one entry.
     pub fn entry(&mut self, ops: Vec<Op>) -> Vec<Outcome> {
         self.index += 1;
-        let command = |op| Command { request_id: 0, origin: 0, op: Some(op) };
+        let command = |op| Command { op: Some(op), ..Command::default() };
         let commands: Vec<_> = ops.into_iter().map(command).collect();
         let id = LogId { term: 1, index: self.index };
         self.store.as_mut().expect("open").apply(id, &commands).expect("the disk works")
+    }
+
+    /// Applies a command on behalf of a client.
+    pub fn apply_for(&mut self, asker: &Asker, op: Op) -> Outcome {
+        self.index += 1;
+        let command = Command { op: Some(op), asker: Some(asker.clone()), ..Command::default() };
+        let id = LogId { term: 1, index: self.index };
+        let store = self.store.as_mut().expect("open");
+        let mut outcomes = store.apply(id, &[command]).expect("the disk works");
+        outcomes.pop().expect("one outcome")
     }
 
     pub fn apply(&mut self, op: Op) -> Outcome {
