@@ -18,6 +18,8 @@ use tonic::transport::Channel;
 const LEASE: i64 = 77;
 /// Another, which is revoked.
 const REVOKED: i64 = 78;
+/// One that ends within seconds unless somebody renews it.
+const SHORT: i64 = 79;
 
 fn channel(server: &Server) -> Channel {
     Channel::from_shared(server.endpoint()).unwrap().connect_lazy()
@@ -42,6 +44,20 @@ async fn delete(server: &Server, key: &str, range_end: &str) {
 async fn grant(server: &Server, id: i64, ttl: i64) {
     let request = pb::LeaseGrantRequest { id, ttl };
     LeaseClient::new(channel(server)).lease_grant(request).await.unwrap();
+}
+
+/// Renews the short lease of the source for as long as the handle lives.
+fn renew(server: &Server) -> tokio::task::JoinHandle<()> {
+    let mut client = LeaseClient::new(channel(server));
+    tokio::spawn(async move {
+        loop {
+            let request = pb::LeaseKeepAliveRequest { id: SHORT };
+            let replies = client.lease_keep_alive(tokio_stream::once(request)).await.unwrap();
+            let reply = replies.into_inner().message().await.unwrap().unwrap();
+            assert!(reply.ttl > 0, "the source has lost the lease");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    })
 }
 
 async fn compact(server: &Server, revision: i64) {
@@ -147,6 +163,9 @@ async fn follow(source: &Server, target: &mut Server) {
     assert_eq!(gone.into_inner().ttl, -1);
 
     // It goes on where it stood, while the source lives, compacts, and the target dies.
+    grant(source, SHORT, 3).await;
+    put(source, "short".into(), SHORT).await;
+    let renewing = renew(source);
     let following = mirror(source, target, &[]);
     live(source, 2).await;
     target.kill();
@@ -155,10 +174,15 @@ async fn follow(source: &Server, target: &mut Server) {
     level(source, target).await;
     compact(source, hash(source).await.2 - 100).await;
     live(source, 4).await;
+    // Nobody but the mirror renews it in the target.
+    tokio::time::sleep(Duration::from_secs(6)).await;
     level(source, target).await;
     terminate(&following);
     assert!(right(&ended(following)).contains("clients can move"));
     assert_eq!(hash(source).await, hash(target).await);
+    let request = pb::RangeRequest { key: "short".into(), ..Default::default() };
+    assert_eq!(kv(target).range(request).await.unwrap().into_inner().count, 1);
+    renewing.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
