@@ -3,6 +3,7 @@
 
 mod dump_log;
 mod lab;
+mod mirror;
 mod tools;
 
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("lab") => return lab::run(&arguments[1..]),
         Some("log") => return dump_log::run(&arguments[1..]),
+        Some("mirror") => return mirror::run(&arguments[1..]),
         _ => {}
     }
     if let Some(code) = tools::run(&program, &arguments) {
@@ -43,7 +45,8 @@ fn main() -> ExitCode {
                         The Raft log of a member, entry by entry:\n\n  kelson log --help\n\n\
                         Snapshots, and the files of a member that does not run:\n\n  \
                         kelson snapshot --help\n  kelson check --help\n  \
-                        kelson hashkv --help\n  kelson defrag --help\n  kelson export --help\n";
+                        kelson hashkv --help\n  kelson defrag --help\n  kelson export --help\n\n\
+                        Follow another cluster until clients are moved over:\n\n  kelson mirror --help\n";
             print(&format!("{}\n{more}", config::help_text()))
         }
         Ok(Command::Version) => print(&version::version_text()),
