@@ -1,7 +1,6 @@
-//! `cargo xtask interop [--bin PATH] [--only NAME] [--auth]`: real client libraries and etcdctl against
-//! one server, with a line per client and a count at the end; `--only` leaves out the clients whose
-//! name does not contain NAME. It knows nothing of what the server is, except
-//! that users and roles have to be asked for: Kelson does not offer them (docs/COMPATIBILITY.md).
+//! `cargo xtask interop [--bin PATH] [--only NAME]`: real client libraries and etcdctl against one
+//! server, with a line per client and a count at the end; `--only` leaves out the clients whose name
+//! does not contain NAME. It knows nothing of what the server is.
 //!
 //! Everything that a client needs is installed below target/clients from the lock files under
 //! tests/clients. A client that cannot be installed is skipped with its reason, but where CI is set
@@ -18,14 +17,13 @@ use crate::{etcdctl, peers, restore, root};
 /// How long a server may take to answer, and a client to finish.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const USAGE: &str = "usage: cargo xtask interop [--bin PATH] [--only NAME] [--auth]";
+const USAGE: &str = "usage: cargo xtask interop [--bin PATH] [--only NAME]";
 
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
-    let (mut bin, mut only, mut scripts) = (None, "", vec!["script"]);
+    let (mut bin, mut only) = (None, "");
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         match (arg.as_str(), rest.as_slice().first()) {
-            ("--auth", _) => scripts.push("auth"),
             ("--bin", Some(path)) => {
                 bin = Some(path.as_str());
                 rest.next();
@@ -37,7 +35,6 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
             _ => return Err(USAGE.to_string()),
         }
     }
-    let auth = scripts.contains(&"auth");
     let server_bin = server_binary(bin)?;
     let peers = peers::ensure()?;
     let scratch = tempfile::tempdir().map_err(|e| format!("make a scratch directory: {e}"))?;
@@ -50,7 +47,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
             continue;
         }
         match install() {
-            Ok(command) => tally.count(name, run_client(command, &server.endpoint(), auth)),
+            Ok(command) => tally.count(name, run_client(command, &server.endpoint())),
             Err(reason) if std::env::var_os("CI").is_none() => {
                 println!("skip {name}: {reason}");
             }
@@ -62,7 +59,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     drop(server);
     let proof = saved.and_then(|saved| restore::prove(&saved, &peers, scratch.path()));
     tally.count("snapshot into etcd", proof);
-    for script in scripts.into_iter().filter(|_| "etcdctl".contains(only)) {
+    for script in ["script", "auth"].into_iter().filter(|_| "etcdctl".contains(only)) {
         for (etcdctl, outcome) in etcdctl::compare_all(script, &server_bin, &peers, scratch.path())
         {
             tally.count(&format!("{etcdctl} {script}.txt"), outcome);
@@ -264,11 +261,10 @@ fn require_apt(
     if present().unwrap_or(false) { Ok(()) } else { Err(format!("{package} did not bring {what}")) }
 }
 
-fn run_client(mut command: Command, endpoint: &str, auth: bool) -> Result<(), String> {
-    command.env("ENDPOINT", endpoint).env_remove("AUTH").stdin(Stdio::null());
-    if auth {
-        command.env("AUTH", "1");
-    }
+fn run_client(mut command: Command, endpoint: &str) -> Result<(), String> {
+    command.env("ENDPOINT", endpoint).stdin(Stdio::null());
+    // Each client switches users on, and off again, as the last thing that it does.
+    command.env("AUTH", "1");
     peers::capture(&mut command).map(|_| ())
 }
 

@@ -22,8 +22,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   golden [--against-etcd|--bless] [NAME]   golden scripts
   guarantees [--check]                     docs/GUARANTEES.md of the claims and the ledger
   peers                                    build etcd, etcdctl, etcdutl, benchmark, older etcdctl
-  interop [--bin PATH] [--only NAME] [--auth]
-                                           real client libraries and etcdctl
+  interop [--bin PATH] [--only NAME]       real client libraries and etcdctl
   kube [--bin PATH]                        a real kube-apiserver
   compare [put] [range] [million]          timings beside real etcd
   sabotage [--check]                       a build to break; none of it in the release
