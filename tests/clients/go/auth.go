@@ -118,11 +118,13 @@ func permitted(ctx context.Context, own string) error {
 		return err
 	}
 	denied := rpctypes.ErrPermissionDenied
+	// A watch is canceled with the printed status for its reason.
+	reason := "rpc error: code = PermissionDenied desc = " + denied.Error()
 	return errors.Join(
 		same("a wrong password", wrong, rpctypes.ErrAuthFailed),
 		same("read outside", get, denied), same("read of more", wide, denied),
 		same("write outside", put, denied), same("nested deletion outside", txn, denied),
-		same("administration", admin, denied), same("watch outside", rpctypes.ErrorDesc(refused.Err()), denied),
+		same("administration", admin, denied), same("watch outside", refused.Err(), reason),
 		same("value after a denied transaction", string(held.Kvs[0].Value), "1"),
 	)
 }
