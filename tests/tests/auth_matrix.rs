@@ -11,6 +11,7 @@ use kelson_api::Message;
 use kelson_api::authpb::{Permission, permission::Type};
 use kelson_api::etcdserverpb as pb;
 use kelson_api::health::HealthCheckRequest;
+use kelson_api::{v3electionpb as election, v3lockpb as lock};
 use kelson_tests::server::{Server, kelson_binary, root};
 use pb::request_op::Request as Operation;
 use pb::watch_request::RequestUnion;
@@ -74,6 +75,8 @@ enum Rule {
     Key,
     /// The role root.
     Root,
+    /// A right to such a key, asked for by services that hand errors on without their code, as etcd's do.
+    Contest,
 }
 
 /// One call with one request.
@@ -117,13 +120,17 @@ const DENIED: (Code, &str) = (Code::PermissionDenied, "etcdserver: permission de
 
 /// The refusal that this rule has for somebody; `None` = let through.
 fn refusal(rule: Rule, who: Who) -> Option<(Code, &'static str)> {
+    if rule == Rule::Contest {
+        let refusal = refusal(Rule::Key, who);
+        return refusal.map(|(_, text)| (Code::Unknown, text));
+    }
     match (who, rule) {
         (Who::WhileOff | Who::Root, _) | (_, Rule::Open) => None,
         (Who::WrongToken, _) => Some(WRONG),
         (_, Rule::Anybody) => None,
         (Who::NoToken, _) => Some(EMPTY),
         (Who::Plain, Rule::User) => None,
-        (Who::Plain, Rule::Key | Rule::Root) => Some(DENIED),
+        (Who::Plain, Rule::Key | Rule::Root | Rule::Contest) => Some(DENIED),
     }
 }
 
@@ -379,8 +386,47 @@ fn auth_rows() -> Vec<Row> {
     ]
 }
 
+/// Locks and elections with leases that are there, under names that are not the plain user's.
+fn contest_rows() -> Vec<Row> {
+    let leader = election::LeaderKey { name: "e".into(), key: "e/2".into(), rev: 1, lease: 2 };
+    let name = || election::LeaderRequest { name: "e".into() };
+    vec![
+        row(
+            "/v3lockpb.Lock/Lock",
+            "",
+            Rule::Contest,
+            lock::LockRequest { name: "l".into(), lease: 1 },
+        ),
+        row("/v3lockpb.Lock/Unlock", "", Rule::Contest, lock::UnlockRequest { key: "l/1".into() }),
+        row(
+            "/v3electionpb.Election/Campaign",
+            "",
+            Rule::Contest,
+            election::CampaignRequest { name: "e".into(), lease: 2, value: "v".into() },
+        ),
+        row("/v3electionpb.Election/Leader", "", Rule::Contest, name()),
+        row("/v3electionpb.Election/Observe", "", Rule::Contest, name()),
+        row(
+            "/v3electionpb.Election/Proclaim",
+            "of another time",
+            Rule::Contest,
+            election::ProclaimRequest { leader: Some(leader.clone()), value: "w".into() },
+        )
+        .then(Code::Unknown),
+        row(
+            "/v3electionpb.Election/Resign",
+            "of another time",
+            Rule::Contest,
+            election::ResignRequest { leader: Some(leader) },
+        ),
+    ]
+}
+
 fn rows() -> Vec<Row> {
-    [key_rows(), lease_rows(), member_rows(), auth_rows()].into_iter().flatten().collect()
+    [key_rows(), lease_rows(), contest_rows(), member_rows(), auth_rows()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Paths of all calls in the proto files that clients know.
