@@ -423,7 +423,7 @@ fn contest_rows() -> Vec<Row> {
 }
 
 fn rows() -> Vec<Row> {
-    [key_rows(), lease_rows(), contest_rows(), member_rows(), auth_rows()]
+    [key_rows(), contest_rows(), lease_rows(), member_rows(), auth_rows()]
         .into_iter()
         .flatten()
         .collect()
