@@ -340,7 +340,8 @@ mod tests {
 
     #[test]
     fn each_rule_can_be_broken() {
-        let breaks: [(&str, fn(&mut History)); 7] = [
+        type Break = (&'static str, fn(&mut History));
+        let breaks: [Break; 7] = [
             ("stale", |history| history.reads.push(read(3, 2, "1"))),
             ("something else", |history| history.reads.push(read(2, 3, "1"))),
             ("never seen", |history| drop(history.events.remove(&2))),

@@ -34,6 +34,9 @@ const HEAL_TIME: u64 = 10_000;
 /// How long a fault waits for its occasion. Unit: milliseconds.
 const OCCASION: u64 = 6_000;
 
+/// Name and peer URLs of each member.
+type Cluster = Vec<(String, Vec<String>)>;
+
 /// What the driver asks of a running member.
 enum Task {
     Add(String),
@@ -47,7 +50,7 @@ struct Slot {
     disk: LogDisk,
     life: u64,
     /// The founders, or the members that a joining one is told.
-    cluster: Vec<(String, Vec<String>)>,
+    cluster: Cluster,
     is_joining: bool,
     /// It is to run, as far as faults let it.
     is_wanted: bool,
@@ -69,7 +72,7 @@ struct World {
     slots: Vec<Mutex<Slot>>,
     history: Arc<Mutex<History>>,
     /// Members that the spare one must be told when it joins.
-    joined: Mutex<Option<Vec<(String, Vec<String>)>>>,
+    joined: Mutex<Option<Cluster>>,
 }
 
 fn name(member: usize) -> String {
