@@ -249,10 +249,9 @@ impl Mirror {
         self.leases.follow(&mut self.source, &mut self.target, is_level).await?;
         self.tell();
         let interval = self.settings.check_interval;
-        if is_level && !interval.is_zero() && self.compared.elapsed() >= interval {
-            if let Some(difference) = self.compare(self.stands).await? {
-                return Err(format!("both differ at revision {}: {difference}", self.stands));
-            }
+        let is_due = is_level && !interval.is_zero() && self.compared.elapsed() >= interval;
+        if is_due && let Some(difference) = self.compare(self.stands).await? {
+            return Err(format!("both differ at revision {}: {difference}", self.stands));
         }
         Ok(is_level && self.settings.is_once)
     }
