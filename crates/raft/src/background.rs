@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -81,6 +82,23 @@ impl<T: Send + 'static> Background<T> {
                 let subject = subject.clone();
                 let step = blocking(true, move || work(&mut subject.lock()));
                 step.await.map_err(|_| is_gone())
+            }
+        }
+    }
+}
+
+impl<T: Send + 'static> Background<T> {
+    /// Waits on the thread that gives way: on a busy machine it wakes late, which whoever measures the
+    /// wait wants to feel.
+    ///
+    /// # Errors
+    /// As [`Background::step`].
+    pub(crate) async fn rest(&self, wait: Duration) -> Result<(), Status> {
+        match self {
+            Background::Thread(_) => self.step(move |_| std::thread::sleep(wait)).await,
+            Background::Here(_) => {
+                tokio::time::sleep(wait).await;
+                Ok(())
             }
         }
     }

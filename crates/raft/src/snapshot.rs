@@ -216,7 +216,7 @@ async fn feed(
         parts.send(SnapshotPart { part: Some(Part::Chunk(chunk)) }).await.map_err(gone)?;
         let asleep = now();
         let wait = throttle.sent(bytes, || Fsyncs::of(&log.stats()), asleep);
-        tokio::time::sleep(wait).await;
+        transfer.rest(wait).await?;
         throttle.overslept(now().duration_since(asleep).saturating_sub(wait));
     }
 }
