@@ -16,3 +16,21 @@ pub mod script;
 pub mod server;
 pub mod tools;
 pub mod watch;
+
+/// A runtime of two threads, for tests that start and stop members between their calls.
+///
+/// # Panics
+///
+/// If the system gives no threads.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// Runs a test on a runtime of its own.
+pub fn run<T>(test: impl Future<Output = T>) -> T {
+    runtime().block_on(test)
+}

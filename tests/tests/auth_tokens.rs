@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use kelson_api::authpb::{Permission, permission::Type};
 use kelson_api::etcdserverpb as pb;
 use kelson_tests::cluster::Cluster;
+use kelson_tests::runtime;
 use kelson_tests::server::{Server, kelson_binary};
 use pb::auth_client::AuthClient;
 use pb::kv_client::KvClient;
@@ -14,11 +15,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 const COST: &str = "--bcrypt-cost=4";
-
-fn runtime() -> tokio::runtime::Runtime {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime can be built")
-}
 
 async fn connect(endpoint: &str) -> Channel {
     let endpoint = Channel::from_shared(endpoint.to_owned()).expect("a URL");

@@ -7,16 +7,9 @@ use std::time::Duration;
 use kelson_api::etcdserverpb as pb;
 use kelson_tests::image::{self, Image, Kind};
 use kelson_tests::ledger::Ledger;
+use kelson_tests::runtime;
 use kelson_tests::server::{Server, kelson_binary};
 use pb::kv_client::KvClient;
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime")
-}
 
 async fn write_for(ledger: &mut Ledger, endpoint: &str, millis: u64) {
     let load = ledger.start(endpoint, 4);

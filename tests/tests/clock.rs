@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use kelson_api::etcdserverpb as pb;
 use kelson_tests::cluster::{Cluster, PATIENCE, Place};
+use kelson_tests::run;
 use kelson_tests::server::{kelson_binary, root};
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
@@ -53,8 +54,7 @@ async fn lease(cluster: &Cluster, id: i64, ttl: i64) {
 
 #[test]
 fn jumps_of_the_wall_clock_change_nothing() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(async {
+    run(async {
         let library = root().join("target/release/libkelson_shim.so");
         let hint = "build it with `cargo build --release -p kelson-shim`";
         assert!(library.exists(), "{} is missing; {hint}", library.display());

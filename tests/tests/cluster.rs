@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use kelson_api::etcdserverpb as pb;
 use kelson_tests::cluster::{Cluster, PATIENCE};
 use kelson_tests::forge::forge;
+use kelson_tests::run;
 use kelson_tests::server::{Server, http_get, kelson_binary};
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
@@ -17,16 +18,6 @@ use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-
-/// Runs a test on a runtime of its own.
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(test);
-}
 
 fn three() -> Cluster {
     Cluster::start(&kelson_binary(), 3, "http", &[])

@@ -10,20 +10,12 @@ use kelson_api::etcdserverpb as pb;
 use kelson_tests::cluster::{Cluster, PATIENCE, Place};
 use kelson_tests::image::{self, Image, Kind};
 use kelson_tests::ledger::{Ledger, Load};
+use kelson_tests::run;
 use kelson_tests::server::{kelson_binary, root};
 use pb::kv_client::KvClient;
 
 const MEMBERS: usize = 3;
 const NO_FSYNC: &str = "--unsafe-no-fsync";
-
-fn run<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(test)
-}
 
 /// Who loses power in a round: a follower, the leader, the leader and a follower, both followers, all.
 fn victims(round: u64, leader: usize) -> Vec<usize> {

@@ -9,6 +9,7 @@ use kelson_api::etcdserverpb as pb;
 use kelson_api::v3electionpb as election;
 use kelson_api::v3lockpb as lock;
 use kelson_tests::cluster::{Cluster, PATIENCE};
+use kelson_tests::run;
 use kelson_tests::server::kelson_binary;
 use lock::lock_client::LockClient;
 use pb::kv_client::KvClient;
@@ -18,16 +19,6 @@ use tonic::{Code, Status};
 
 /// How long a call that must wait is seen to wait.
 const WAITS: Duration = Duration::from_millis(500);
-
-/// Runs a test on a runtime of its own.
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(test);
-}
 
 fn three() -> Cluster {
     Cluster::start(&kelson_binary(), 3, "http", &[])

@@ -4,17 +4,14 @@
 use std::time::Duration;
 
 use kelson_tests::ledger::Ledger;
+use kelson_tests::runtime;
 use kelson_tests::server::{Server, kelson_binary};
 
 #[test]
 fn every_acknowledged_write_survives_kill_9() {
     let rounds: u64 = std::env::var("KELSON_CRASH_ROUNDS")
         .map_or(200, |text| text.parse().expect("KELSON_CRASH_ROUNDS is a number"));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = runtime();
     // Checkpoints come every 20 ms instead of every second, so that a kill often falls into one and
     // a restart stands on a state as well as on the log.
     let flags = ["--backend-batch-interval=20ms".to_string()];

@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kelson_tests::client::Session;
+use kelson_tests::runtime;
 use kelson_tests::server::kelson_binary;
 use serde_json::Value;
 
@@ -96,7 +97,7 @@ impl Lab {
     /// Runs a line of a script against one member.
     fn client(&self, member: &str, line: &str) -> Vec<String> {
         let url = self.member(member)["client_url"].as_str().expect("a URL").to_owned();
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let runtime = runtime();
         runtime.block_on(async { Session::new(&url).run(line).await })
     }
 
@@ -268,7 +269,7 @@ fn a_lab_with_tls_serves_only_those_who_show_its_certificates() {
     let leader = lab.leader();
     let url = lab.member(&leader)["client_url"].as_str().expect("a URL").to_owned();
     assert!(url.starts_with("https://"), "{url}");
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let runtime = runtime();
     let plain = url.replace("https", "http");
     let answer = runtime.block_on(async { Session::new(&plain).run("put a 1").await });
     assert!(!answer[0].starts_with("rev="), "{answer:?}");

@@ -6,14 +6,11 @@ use std::time::Duration;
 
 use kelson_tests::image::{self, Image, Kind};
 use kelson_tests::ledger::Ledger;
+use kelson_tests::runtime;
 use kelson_tests::server::{Server, kelson_binary};
 
 fn cut_and_judge(kind: Kind, rounds: u64, flags: &[String]) -> Result<usize, String> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = runtime();
     let mut image = Image::new(kind, 768);
     let mut server = Server::start_on(&kelson_binary(), flags, image.mount_point().join("data"));
     let mut ledger = Ledger::default();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use kelson_api::etcdserverpb as pb;
 use kelson_tests::cluster::{Cluster, PATIENCE};
+use kelson_tests::run;
 use kelson_tests::server::{Server, http_get, kelson_binary};
 use kelson_tests::watch::{Watcher, Written, judge};
 use pb::cluster_client::ClusterClient;
@@ -15,15 +16,6 @@ use pb::maintenance_client::MaintenanceClient;
 
 /// Little log: a member that was away for some seconds needs the state itself.
 const LITTLE_LOG: [&str; 2] = ["--snapshot-count=100", "--snapshot-catchup-entries=50"];
-
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(test);
-}
 
 fn three(flags: &[&str]) -> Cluster {
     let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use kelson_api::etcdserverpb as pb;
 use kelson_tests::cluster::{Cluster, PATIENCE};
+use kelson_tests::run;
 use kelson_tests::server::{kelson_binary, root};
 use pb::kv_client::KvClient;
 
@@ -81,8 +82,7 @@ fn obey(cluster: &Cluster, victim: usize, others: &[usize]) {
 
 #[test]
 fn a_refusal_names_the_commands_that_replace_the_member() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(async {
+    run(async {
         let mut cluster = Cluster::start(&kelson_binary(), 3, "http", &[]);
         let damages: [(&str, Damage); 3] =
             [("flipped", flip), ("nameless", garble_identity), ("wiped", wipe)];
@@ -104,8 +104,7 @@ fn a_refusal_names_the_commands_that_replace_the_member() {
 
 #[test]
 fn a_lone_member_is_not_told_to_leave() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(async {
+    run(async {
         let mut cluster = Cluster::start(&kelson_binary(), 1, "http", &[]);
         put(&cluster, 0, "1").await;
         cluster.stop(0);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kelson_api::etcdserverpb as pb;
+use kelson_tests::run;
 use kelson_tests::server::{Server, kelson_binary};
 use kelson_tests::watch::{Watcher, Written, judge, progress};
 use pb::kv_client::KvClient;
@@ -17,15 +18,6 @@ const WRITERS: usize = 4;
 /// Each makes one revision. Together more than a new watcher may be behind and still be live.
 const COMMANDS: usize = 700;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(test);
-}
 
 fn channel(server: &Server) -> Channel {
     Channel::from_shared(server.endpoint()).expect("a URL").connect_lazy()
