@@ -56,6 +56,8 @@ pub struct NodeConfig {
     pub snapshot_catchup_entries: u64,
     /// `--force-new-cluster`: the data directory becomes a cluster of this member alone.
     pub force_new_cluster: bool,
+    /// `--max-learners`: learners that a cluster may have at once, as this member counts when it leads.
+    pub learners_max: usize,
     /// Length of a segment of the log. Unit: bytes; a multiple of 4096 from 16 KiB to 1 GiB.
     pub log_segment_bytes: u64,
     /// `--wal-dir`: where an etcd that ran on this data directory kept its log, if elsewhere.
@@ -88,6 +90,7 @@ impl NodeConfig {
             max_request_bytes: 1_572_864,
             snapshot_catchup_entries: 5_000,
             force_new_cluster: false,
+            learners_max: 1,
             log_segment_bytes: 64 << 20,
             simulated: None,
             etcd_wal_dir: None,

@@ -21,6 +21,7 @@ use openraft::raft::ChangeMembershipRequest;
 use openraft::{ChangeMembers, ServerState};
 use tokio::sync::watch;
 
+use crate::config::NodeConfig;
 use crate::identity::added_member_id;
 use crate::peers::Peers;
 use crate::status::Status;
@@ -82,20 +83,28 @@ pub(crate) struct Members {
     reader: Reader,
     peers: Peers,
     timeout: Duration,
+    learners_max: usize,
     /// One change at a time.
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Members {
-    pub(crate) fn new(raft: Raft, reader: Reader, peers: Peers, timeout: Duration) -> Arc<Members> {
-        Arc::new(Members { raft, reader, peers, timeout, turn: tokio::sync::Mutex::default() })
+    pub(crate) fn new(
+        raft: Raft,
+        reader: Reader,
+        peers: Peers,
+        config: &NodeConfig,
+    ) -> Arc<Members> {
+        let (timeout, learners_max) = (config.request_timeout(), config.learners_max);
+        let turn = tokio::sync::Mutex::default();
+        Arc::new(Members { raft, reader, peers, timeout, learners_max, turn })
     }
 
     /// Makes a change and returns the index of its entry, which is applied here.
     ///
     /// # Errors
     /// `NotLeader`; `MemberNotFound`, `MemberExists`, `PeerUrlExists`, `MemberNotLearner`,
-    /// `LearnerNotReady`; `Timeout`, then the outcome is unknown.
+    /// `LearnerNotReady`, `TooManyLearners`; `Timeout`, then the outcome is unknown.
     pub(crate) async fn change(&self, request: ChangeMembersRequest) -> Result<u64, Error> {
         let change = request.change.ok_or(Error::MemberNotFound)?;
         let changing = async {
@@ -144,6 +153,11 @@ impl Members {
                 }
                 if find(id).is_some() {
                     return Err(Error::MemberExists);
+                }
+                // The server has asked that too, of a table without what is under way.
+                let learners = members.iter().filter(|member| member.is_learner).count();
+                if is_learner && learners >= self.learners_max {
+                    return Err(Error::TooManyLearners);
                 }
                 let step = ChangeMembers::AddNodes(node(id, &peer_urls));
                 let member = Member { id, peer_ur_ls: peer_urls, is_learner, ..Member::default() };

@@ -512,7 +512,7 @@ impl Inner {
         tokio::spawn(proposer.clone().run(raft.clone(), forwarder.clone(), reads.clone()));
         tokio::spawn(proposer.clone().expire());
         tokio::spawn(reads.clone().run(raft.clone(), forwarder.clone()));
-        let members = Members::new(raft.clone(), reader.clone(), peers.clone(), timeout);
+        let members = Members::new(raft.clone(), reader.clone(), peers.clone(), config);
         tokio::spawn(members.clone().promote_new_voters(status.clone()));
         let (disk, seen) = (log.clone(), status.clone());
         tokio::spawn(stall::run(raft.clone(), disk, progress.clone(), seen, config.election));

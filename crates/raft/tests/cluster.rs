@@ -363,6 +363,26 @@ async fn leadership_moves_on_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn learners_that_are_added_at_once_are_counted() {
+    let lab = Lab::new();
+    let members = lab.start(&["a", "b", "c"]).await;
+    let mut adding = tokio::task::JoinSet::new();
+    for place in 0..9 {
+        let node = members[place % 3].node.clone();
+        let peer_urls = vec![format!("http://127.0.0.1:{}", 1 + place)];
+        let add = MemberChange::Add { peer_urls, is_learner: true };
+        adding.spawn(async move { node.change_members(add).await });
+    }
+    let answers = adding.join_all().await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1, "{answers:?}");
+    let mut refusals = answers.iter().filter_map(|answer| answer.as_ref().err());
+    assert!(refusals.all(|error| *error == Error::TooManyLearners), "{answers:?}");
+    for member in members {
+        member.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_come_and_go() {
     let lab = Lab::new();
     let mut members = lab.start(&["a", "b", "c"]).await;

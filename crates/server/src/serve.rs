@@ -486,6 +486,7 @@ async fn node_config(config: &Config, dial: &Dial) -> Result<NodeConfig, ServeEr
         max_request_bytes: config.max_request_bytes,
         snapshot_catchup_entries: config.snapshot_catchup_entries,
         force_new_cluster: config.force_new_cluster,
+        learners_max: config.max_learners,
         etcd_wal_dir: (!config.wal_dir.is_empty()).then(|| config.wal_dir.clone().into()),
         connect: dial.connector(),
         storage,

@@ -89,7 +89,7 @@ pub(crate) async fn join(run: &Run, new: usize) -> io::Result<Result<(), String>
     peers.push(new);
     run.cluster.lock().start(new, &peers, true)?;
     run.monitor.watch(new);
-    let promoted = promote(run, &members, id).await;
+    let promoted = promote(run, &members, new, id).await;
     if promoted.is_ok() {
         run.load.members.write().push(new);
         run.watchers.skip(new, run.compacted.load(Ordering::Relaxed));
@@ -117,7 +117,7 @@ fn passing(status: &tonic::Status) -> bool {
 }
 
 /// Asks for the promotion until the learner is ready, as an operator would.
-async fn promote(run: &Run, members: &[usize], id: u64) -> Result<(), String> {
+async fn promote(run: &Run, members: &[usize], new: usize, id: u64) -> Result<(), String> {
     let deadline = tokio::time::Instant::now() + CATCH_UP;
     let (mut turn, mut unknown) = (0, 0);
     loop {
@@ -134,6 +134,9 @@ async fn promote(run: &Run, members: &[usize], id: u64) -> Result<(), String> {
         }
         if tokio::time::Instant::now() > deadline {
             return Err(format!("promote: still {refusal} after {CATCH_UP:?}"));
+        }
+        if let Some(status) = run.cluster.lock().ended(new) {
+            return Err(format!("promote: {refusal}; it ended itself: {status}"));
         }
         if !refusal.message().contains("in sync") {
             run.say(&format!("promote: {refusal}"));
