@@ -5,8 +5,14 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 fn turmoil(words: &[&str]) -> Output {
+    broken_turmoil("", words)
+}
+
+/// With a broken variant of the product; empty is none.
+fn broken_turmoil(variant: &str, words: &[&str]) -> Output {
     let keep = tempfile::tempdir().expect("a directory");
     Command::new(env!("CARGO_BIN_EXE_kelson-sim"))
+        .env("KELSON_SABOTAGE", variant)
         .arg("turmoil")
         .args(words)
         .arg("--keep")
