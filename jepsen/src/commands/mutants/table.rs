@@ -81,7 +81,7 @@ pub(crate) const MUTANTS: [Mutant; 45] = [
         "slow-reconnect",
         Test::Cargo("promises", "a_member_that_was_away_serves_again_within_seconds"),
     ),
-    of("former-transfer-stays", Test::Sim("1..25")),
+    of("former-transfer-stays", Test::Sim("8..18")),
     of(
         "log-checksum-ignored",
         Test::Cargo("bad_disk", "a_damaged_entry_that_a_start_needs_is_not_believed"),

@@ -2,6 +2,8 @@
 //! ends, and which links it keeps shut. It draws none and judges nothing.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use kelson_raft::MemberChange;
@@ -162,7 +164,7 @@ impl Driver {
                 if counters.snapshots_sending > 0 {
                     sending.insert((own, other));
                 }
-                if counters.snapshots_receiving > 0 {
+                if counters.snapshots_receiving > 0 && has_draft(&slot.dir) {
                     receiving.insert((other, own));
                 }
             }
@@ -258,6 +260,12 @@ impl Driver {
             }
         }
     }
+}
+
+/// Whether a member has files of a second state beside its own: the head of a transfer has arrived.
+fn has_draft(dir: &Path) -> bool {
+    let names = fs::read_dir(dir.join("member/state")).into_iter().flatten().flatten();
+    names.filter(|name| name.path().is_dir()).count() > 1
 }
 
 /// The ways between members of a ring that are no neighbours, both directions of each.

@@ -115,7 +115,7 @@ pub fn draw(seed: u64, members: usize, seconds: u64) -> Vec<Step> {
     if rng.below(3) == 0 {
         membership(&mut rng, end, &mut steps);
     }
-    if rng.below(2) == 0 {
+    for _ in 0..1 + rng.below(2) {
         transfer(&mut rng, members, end, &mut steps);
     }
     steps.sort_by_key(|step| step.at);
@@ -164,9 +164,9 @@ fn draw_one(rng: &mut Rng, members: usize) -> Fault {
 }
 
 fn a_break(rng: &mut Rng) -> Break {
-    match rng.below(3) {
-        0 => Break::Sender,
-        1 => Break::Receiver,
+    match rng.below(4) {
+        0 | 1 => Break::Sender,
+        2 => Break::Receiver,
         _ => Break::Link,
     }
 }
