@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use kelson_storage::sabotage::{self, Variant};
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tonic::Status;
 
@@ -43,6 +44,11 @@ impl Turns {
     /// Safe; the transfer before ends all the same.
     pub(crate) async fn take(&self, leader: Vote) -> Result<(Turn, Room), Status> {
         let mut newest = self.newest.subscribe();
+        if sabotage::is(Variant::FormerTransferStays) {
+            let held = self.room.clone().try_lock_owned();
+            let held = held.map_err(|_| Status::aborted("a transfer is under way"))?;
+            return Ok((Turn { number: 0, newest }, Room { _held: held }));
+        }
         let mut number = None;
         self.newest.send_if_modified(|(known, count)| {
             // A deposed leader must not end what its successor sends.

@@ -71,6 +71,8 @@ pub enum Variant {
     SlowElection,
     /// 18
     SlowReconnect,
+    /// 18
+    FormerTransferStays,
     /// 19
     LogChecksumIgnored,
     /// 19
@@ -174,6 +176,12 @@ mod build {
         (V::ReadBelowCompaction, "read-below-compaction", 16, "a read just below is answered"),
         (V::SlowElection, "slow-election", 17, "followers wait twelve times as long"),
         (V::SlowReconnect, "slow-reconnect", 18, "a member that was away waits for a minute"),
+        (
+            V::FormerTransferStays,
+            "former-transfer-stays",
+            18,
+            "a transfer whose sender died keeps the next one out",
+        ),
         (V::LogChecksumIgnored, "log-checksum-ignored", 19, "damaged log records are believed"),
         (V::DivergenceUnseen, "divergence-unseen", 19, "members never differ, whatever they hold"),
         (V::WriteErrorSwallowed, "write-error-swallowed", 20, "failed writes of the log pass"),

@@ -1,7 +1,7 @@
-//! `cargo xtask sabotage`: builds the binary that can be broken on purpose, to where `jepsen mutants`
-//! looks for it. `--check` looks into the release binary instead: nothing of it may be there.
+//! `cargo xtask sabotage`: builds the programs that can be broken on purpose, the server and the
+//! simulation, to where `jepsen mutants` looks for them. `--check` looks into the release binary instead: nothing of it may be there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::{root, run_command};
@@ -17,23 +17,32 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     }
 }
 
-/// Built beside the usual binary, so that the crates below it are shared.
 fn build() -> Result<(), String> {
-    let mut cargo = Command::new("cargo");
-    cargo.args(["build", "-p", "kelson-server", "--features", "sabotage"]).current_dir(root());
-    run_command(&mut cargo)?;
-    let target = root().join("target");
-    let dir = target.join("sabotage");
-    let copied = std::fs::create_dir_all(&dir)
-        .and_then(|()| std::fs::copy(target.join("debug/kelson"), dir.join("kelson.new")))
-        .and_then(|_| std::fs::rename(dir.join("kelson.new"), dir.join("kelson")));
-    copied.map_err(|error| format!("copy the binary to {}: {error}", dir.display()))?;
-    let marks = marks_in(&dir.join("kelson"))?;
+    let server = build_one("kelson-server", "kelson")?;
+    let marks = marks_in(&server)?;
     if marks.len() < MARKS.len() {
         return Err(format!("the sabotage build has only {marks:?}: --check would find nothing"));
     }
-    println!("{}", dir.join("kelson").display());
+    build_one("kelson-sim", "kelson-sim")?;
     Ok(())
+}
+
+/// Built beside the usual program, so that the crates below it are shared; one package at a time, since
+/// two together would ask for other features of those.
+fn build_one(package: &str, program: &str) -> Result<PathBuf, String> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "-p", package, "--features", "sabotage"]).current_dir(root());
+    run_command(&mut cargo)?;
+    let target = root().join("target");
+    let dir = target.join("sabotage");
+    let (built, new) = (target.join("debug").join(program), dir.join(format!("{program}.new")));
+    let path = dir.join(program);
+    let copied = std::fs::create_dir_all(&dir)
+        .and_then(|()| std::fs::copy(built, &new))
+        .and_then(|_| std::fs::rename(&new, &path));
+    copied.map_err(|error| format!("copy {program} to {}: {error}", dir.display()))?;
+    println!("{}", path.display());
+    Ok(path)
 }
 
 pub(crate) fn check() -> Result<(), String> {

@@ -211,6 +211,11 @@ impl Runner {
                 command.arg("--store").arg(self.store.join("runs"));
                 command
             }
+            Test::Sim(seeds) => {
+                let mut command = Command::new(self.bin.with_file_name("kelson-sim"));
+                command.args(["turmoil", "--seeds", seeds, "--keep"]).arg(self.store.join("sim"));
+                command
+            }
         })
     }
 }
@@ -220,6 +225,7 @@ fn name(test: &Test) -> String {
         Test::Script(script) => format!("golden {script}"),
         Test::Cargo(file, name) => format!("{file} {name}"),
         Test::Jepsen(words) => format!("jepsen {}", words.join(" ")),
+        Test::Sim(seeds) => format!("kelson-sim turmoil --seeds {seeds}"),
     }
 }
 

@@ -34,18 +34,26 @@ usage: kelson-sim crash-points [--operations 1000] [--seed 1] [--subsets 1] [--o
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
-    let outcome = match words.next().as_deref() {
+    let word = kelson_storage::sabotage::check().map(|_| words.next());
+    let outcome = word.and_then(|word| run_command(word.as_deref(), words));
+    outcome.unwrap_or_else(|text| {
+        eprintln!("kelson-sim: {text}");
+        ExitCode::from(2)
+    })
+}
+
+fn run_command(
+    word: Option<&str>,
+    words: std::iter::Skip<std::env::Args>,
+) -> Result<ExitCode, String> {
+    match word {
         Some("crash-points") => crash_points(Args::new(words)),
         Some("member") => member(&words.collect::<Vec<_>>()),
         Some("turmoil") => command::turmoil(Args::new(words)),
         Some("cluster") => command::cluster(&words.collect::<Vec<_>>()),
         Some("worker") => work(&words.collect::<Vec<_>>()),
         _ => Err(USAGE.to_owned()),
-    };
-    outcome.unwrap_or_else(|text| {
-        eprintln!("kelson-sim: {text}");
-        ExitCode::from(2)
-    })
+    }
 }
 
 /// The recorded process.

@@ -5,8 +5,14 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 fn turmoil(words: &[&str]) -> Output {
+    broken_turmoil("", words)
+}
+
+/// With a broken variant of the product; empty is none.
+fn broken_turmoil(variant: &str, words: &[&str]) -> Output {
     let keep = tempfile::tempdir().expect("a directory");
     Command::new(env!("CARGO_BIN_EXE_kelson-sim"))
+        .env("KELSON_SABOTAGE", variant)
         .arg("turmoil")
         .args(words)
         .arg("--keep")
@@ -50,8 +56,10 @@ fn a_fixed_set_of_seeds_breaks_no_rule() {
 
 #[test]
 fn five_members_break_no_rule() {
-    let output = turmoil(&["--seeds", "1..3", "--members", "5", "--seconds", "10"]);
-    assert!(output.status.success(), "{}", said(&output));
+    let output = turmoil(&["--seeds", "6..8", "--members", "5", "--seconds", "10"]);
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("ring "), "no ring: {text}");
 }
 
 fn trace(seed: &str, path: &Path) -> Vec<u8> {
@@ -77,12 +85,31 @@ fn the_same_seed_twice_gives_the_same_trace() {
 /// Each within these seeds.
 #[test]
 fn planted_errors_are_found() {
-    for (flaw, seeds) in [("no-sync", "1..7"), ("early-ack", "1..9"), ("local-reads", "1..3")] {
+    for (flaw, seeds) in [("no-sync", "2..4"), ("early-ack", "2..4"), ("local-reads", "1..3")] {
         let output = turmoil(&["--seeds", seeds, "--flaw", flaw]);
         let text = said(&output);
         assert_eq!(output.status.code(), Some(1), "{flaw} passed: {text}");
         let again = "again: kelson-sim turmoil --seed ";
         assert!(text.contains(again), "{text}");
+    }
+}
+
+/// Broken variants of the members, each within these seeds, and found by the rule that it breaks.
+#[cfg(feature = "sabotage")]
+#[test]
+fn broken_variants_are_found() {
+    for (variant, seeds, rule) in [
+        ("local-reads", "1..3", "a read was stale"),
+        ("skip-fsync", "2..4", "does not start"),
+        ("vote-forgotten", "1..3", "it forgot its vote"),
+        ("revision-forgotten", "1..3", "members differ"),
+        ("applied-behind", "1..3", "members differ"),
+        ("former-transfer-stays", "8..18", "not whole"),
+    ] {
+        assert!(broken_turmoil("", &["--seeds", seeds]).status.success(), "{seeds} is broken");
+        let text = said(&broken_turmoil(variant, &["--seeds", seeds]));
+        assert!(text.contains("VIOLATION") && text.contains(rule), "{variant} passed: {text}");
+        assert!(text.contains(&format!("again: KELSON_SABOTAGE={variant} ")), "{text}");
     }
 }
 

@@ -10,6 +10,8 @@ pub(crate) enum Test {
     Cargo(&'static str, &'static str),
     /// A command of this program.
     Jepsen(&'static [&'static str]),
+    /// Seeds of simulated clusters, in the build of the simulation that can be broken.
+    Sim(&'static str),
 }
 
 /// A variant of the sabotage build and what must notice it.
@@ -34,7 +36,7 @@ const THIN: Test = Test::Jepsen(&["storm", "--only", "thin-follower", "--seconds
 const DELAY: Test = Test::Jepsen(&["smoke", "--only", "delay-50-ms", "--seconds", "8"]);
 
 /// All of them, in the order of the claims.
-pub(crate) const MUTANTS: [Mutant; 44] = [
+pub(crate) const MUTANTS: [Mutant; 45] = [
     of("local-reads", ALONE),
     of("late-readers", THIN),
     of("unproven-leader", ALONE),
@@ -79,6 +81,7 @@ pub(crate) const MUTANTS: [Mutant; 44] = [
         "slow-reconnect",
         Test::Cargo("promises", "a_member_that_was_away_serves_again_within_seconds"),
     ),
+    of("former-transfer-stays", Test::Sim("8..18")),
     of(
         "log-checksum-ignored",
         Test::Cargo("bad_disk", "a_damaged_entry_that_a_start_needs_is_not_believed"),

@@ -167,7 +167,12 @@ impl Total {
 }
 
 fn again(run: &Run) -> String {
-    let mut text = format!(
+    // The children have it from this process, and whoever sees it again needs it, too.
+    let mut text = match kelson_storage::sabotage::check() {
+        Ok(Some(variant)) => format!("KELSON_SABOTAGE={variant} "),
+        _ => String::new(),
+    };
+    text += &format!(
         "kelson-sim turmoil --seed {} --members {} --seconds {}",
         run.seed, run.members, run.seconds
     );

@@ -1,11 +1,13 @@
 //! Simulated clusters: several whole members in one process, with a network, disks and a clock that obey
-//! a seed. `schedule` draws what goes wrong, `world` lets it happen, `clients` use the cluster, `history`
-//! judges; `disk`, `net` and `machine` are what the members stand on; `command` runs many seeds, each in a
+//! a seed. `schedule` draws what goes wrong, `driver` and `faults` let it happen to the members of `world`,
+//! `clients` use the cluster, `history` judges; `disk`, `net` and `machine` are what the members stand on; `command` runs many seeds, each in a
 //! process of its own. Nothing here knows how consensus works.
 
 mod clients;
 pub mod command;
 mod disk;
+mod driver;
+mod faults;
 mod history;
 mod machine;
 mod net;
@@ -97,7 +99,7 @@ pub struct Report {
 pub fn simulate(run: &Run, home: &Path) -> Result<Report, String> {
     // A thread that is new has drawn no random number yet.
     std::thread::scope(|scope| {
-        let running = scope.spawn(|| world::simulate(run.clone(), &run.steps(), home));
+        let running = scope.spawn(|| driver::simulate(run.clone(), &run.steps(), home));
         running.join().map_err(|_| "the simulation panicked".to_owned())
     })
 }

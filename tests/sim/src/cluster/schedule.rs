@@ -28,14 +28,27 @@ pub enum Fault {
     Away(usize),
     /// Each sync takes up to so many milliseconds.
     SlowDisk(usize, u64),
-    /// The next state transfer is broken off: its sender loses its power, or its receiver.
-    BreakTransfer(bool),
+    /// Each sees only its two neighbours in this order.
+    Ring(Vec<usize>),
+    /// The next state transfer is broken off in its middle.
+    BreakTransfer(Break),
     /// The spare member is added as a learner.
     Add,
     /// It gets its vote.
     Promote,
     /// It is removed.
     Remove,
+}
+
+/// How a state transfer is broken off. In all cases the other side hears nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Break {
+    /// Its sender, a leader, loses its power.
+    Sender,
+    /// Its receiver loses its power.
+    Receiver,
+    /// No message passes between the two for a while.
+    Link,
 }
 
 impl Fault {
@@ -53,6 +66,7 @@ impl Fault {
             Fault::Power(_) => "power-one",
             Fault::Away(_) => "away",
             Fault::SlowDisk(..) => "slow-disk",
+            Fault::Ring(_) => "ring",
             Fault::BreakTransfer(_) => "break-transfer",
             Fault::Add => "add",
             Fault::Promote => "promote",
@@ -101,6 +115,9 @@ pub fn draw(seed: u64, members: usize, seconds: u64) -> Vec<Step> {
     if rng.below(3) == 0 {
         membership(&mut rng, end, &mut steps);
     }
+    for _ in 0..1 + rng.below(2) {
+        transfer(&mut rng, members, end, &mut steps);
+    }
     steps.sort_by_key(|step| step.at);
     steps
 }
@@ -111,7 +128,7 @@ fn draw_one(rng: &mut Rng, members: usize) -> Fault {
         let first = any(rng);
         (first, (first + 1 + rng.below(members as u64 - 1) as usize) % members)
     };
-    match rng.below(15) {
+    match rng.below(16) {
         0 | 1 => Fault::Split(vec![any(rng)]),
         2 => {
             let some = some(rng, members, members / 2);
@@ -139,9 +156,41 @@ fn draw_one(rng: &mut Rng, members: usize) -> Fault {
         }
         11 => Fault::Away(any(rng)),
         12 => Fault::SlowDisk(any(rng), 50 + rng.below(400)),
-        13 => Fault::BreakTransfer(rng.below(2) == 0),
+        13 => Fault::BreakTransfer(a_break(rng)),
+        // Three are all neighbours.
+        14 if members > 3 => Fault::Ring(shuffled(rng, members + 1)),
         _ => Fault::Kill(any(rng)),
     }
+}
+
+fn a_break(rng: &mut Rng) -> Break {
+    match rng.below(4) {
+        0 | 1 => Break::Sender,
+        2 => Break::Receiver,
+        _ => Break::Link,
+    }
+}
+
+/// Members from 0 on below `count`, in any order.
+fn shuffled(rng: &mut Rng, count: usize) -> Vec<usize> {
+    let mut left: Vec<usize> = (0..count).collect();
+    let mut order = Vec::new();
+    while !left.is_empty() {
+        order.push(left.remove(rng.below(left.len() as u64) as usize));
+    }
+    order
+}
+
+/// A member is away for so long that it needs the state, and what it is then sent is broken off. By
+/// chance alone both rarely meet.
+fn transfer(rng: &mut Rng, members: usize, end: u64, steps: &mut Vec<Step>) {
+    let lasts = 2_000 + rng.below(2_500);
+    let Some(room) = end.checked_sub(QUIET + lasts + 500) else { return };
+    let at = QUIET + rng.below(room + 1);
+    let fault = Fault::Away(rng.below(members as u64) as usize);
+    steps.push(Step { at, lasts, fault });
+    let fault = Fault::BreakTransfer(a_break(rng));
+    steps.push(Step { at: at + lasts, lasts: 0, fault });
 }
 
 /// So many different members.
@@ -173,6 +222,6 @@ mod tests {
         assert_eq!(draw(7, 3, 20), draw(7, 3, 20));
         let steps = (0..200).flat_map(|seed| draw(seed, 5, 20));
         let kinds: std::collections::BTreeSet<_> = steps.map(|step| step.fault.kind()).collect();
-        assert_eq!(kinds.len(), 15, "{kinds:?}");
+        assert_eq!(kinds.len(), 16, "{kinds:?}");
     }
 }
