@@ -361,8 +361,21 @@ fn settings_that_do_not_fit_together_end_with_1() {
         (&["--cipher-suites=TLS_NONE"], "unexpected TLS cipher suite \"TLS_NONE\""),
         (
             &["--listen-peer-urls=https://127.0.0.1:1"],
-            "TLS key/cert (--cert-file, --key-file or their peer forms) must be provided for \
-          https://127.0.0.1:1",
+            "TLS key/cert (--peer-cert-file, --peer-key-file) must be provided for peer url \
+             https://127.0.0.1:1 with HTTPS scheme",
+        ),
+        (
+            &[
+                "--listen-client-urls=https://127.0.0.1:1",
+                "--advertise-client-urls=https://127.0.0.1:1",
+            ],
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url \
+             https://127.0.0.1:1 with HTTPS scheme",
+        ),
+        (
+            &["--listen-metrics-urls=https://127.0.0.1:1"],
+            "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url \
+             https://127.0.0.1:1",
         ),
         (
             &["--initial-cluster=a=http://localhost:2380"],
@@ -463,10 +476,27 @@ fn a_variable_that_does_not_parse_ends_with_1() {
 
 #[test]
 fn flags_without_effect_are_told_with_their_reason_but_not_at_their_default() {
-    let loaded = parse(&["--max-wals=3", "--max-snapshots=5"], &[]).expect("accepted");
+    let loaded = parse(&["--max-wals=3", "--backend-batch-limit=0"], &[]).expect("accepted");
     let told: Vec<&str> = loaded.notices.iter().map(|notice| notice.value.as_str()).collect();
     assert_eq!(told, ["max-wals"]);
     assert!(loaded.notices[0].message.contains("accepted without effect"));
+}
+
+#[test]
+fn flags_that_etcd_will_drop_say_so() {
+    let arguments = ["--max-snapshots=5", "--v2-deprecation=gone"];
+    let loaded = parse(&arguments, &[]).expect("accepted");
+    let told: Vec<&str> = loaded.notices.iter().map(|notice| notice.message.as_str()).collect();
+    let max = "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8.";
+    assert!(told.contains(&max), "{told:?}");
+    let v2 = "--v2-deprecation is deprecated and scheduled for removal in v3.8. The default value is \
+              enforced, ignoring user input.";
+    assert!(told.contains(&v2), "{told:?}");
+    assert!(parse(&[], &[]).expect("accepted").notices.is_empty());
+    let refused = failure(&["--v2-deprecation=not-yet"]);
+    assert_eq!(refused.exit_code(), 2);
+    let text = "invalid value \"not-yet\" for flag -v2-deprecation: invalid value \"not-yet\"";
+    assert_eq!(message(&refused), text);
 }
 
 #[test]
