@@ -762,6 +762,14 @@ fn config_files_may_be_json_and_hold_unknown_keys() {
 }
 
 #[test]
+fn a_sample_file_of_etcd_may_name_the_proxy_that_is_gone() {
+    let loaded = from_file("name: m1\ndiscovery-fallback: 'proxy'\n").expect("accepted");
+    let told: Vec<&str> = loaded.notices.iter().map(|notice| notice.value.as_str()).collect();
+    assert_eq!((loaded.config.name.as_str(), told), ("m1", vec!["discovery-fallback"]));
+    assert_eq!(failure(&["--discovery-fallback=proxy"]).exit_code(), 1);
+}
+
+#[test]
 fn bad_config_files_end_with_1() {
     for text in ["name: [", "- a", "heartbeat-interval: soon", "client-transport-security: 1"] {
         assert_eq!(from_file(text).expect_err("refused").exit_code(), 1, "{text}");
