@@ -47,6 +47,7 @@ const VALUES: &[(&str, &str, &[&str])] = &[
     ("initial-cluster", "default=http://localhost:2380", &[]),
     ("initial-cluster-state", "existing", &[]),
     ("discovery-fallback", "exit", &[]),
+    ("v2-deprecation", "gone", &[]),
     ("discovery-endpoints", "http://127.0.0.1:1", &["--discovery-token=t"]),
     ("discovery-token", "t", &["--discovery-endpoints=http://127.0.0.1:1"]),
     ("backend-bbolt-freelist-type", "array", &[]),
