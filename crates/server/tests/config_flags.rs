@@ -331,7 +331,7 @@ fn a_command_line_that_does_not_parse_ends_with_2() {
 
 #[test]
 fn settings_that_do_not_fit_together_end_with_1() {
-    let cases: [(&[&str], &str); 21] = [
+    let cases: [(&[&str], &str); 23] = [
         (&["stray"], "\"stray\" is not a valid flag"),
         (&["--client-cert-auth", "true"], "\"true\" is not a valid flag"),
         (&["--", "--name=x"], "\"--name=x\" is not a valid flag"),
@@ -765,8 +765,8 @@ fn config_files_may_be_json_and_hold_unknown_keys() {
 #[test]
 fn a_sample_file_of_etcd_may_name_the_proxy_that_is_gone() {
     let loaded = from_file("name: m1\ndiscovery-fallback: 'proxy'\n").expect("accepted");
-    let told: Vec<&str> = loaded.notices.iter().map(|notice| notice.value.as_str()).collect();
-    assert_eq!((loaded.config.name.as_str(), told), ("m1", vec!["discovery-fallback"]));
+    assert_eq!(loaded.config.name, "m1");
+    assert!(loaded.notices.iter().any(|notice| notice.value == "discovery-fallback"));
     assert_eq!(failure(&["--discovery-fallback=proxy"]).exit_code(), 1);
 }
 
