@@ -541,6 +541,63 @@ fn leases_live_through_any_member() {
     });
 }
 
+/// The leader must not find out late about leases that others were asked for, nor end them late: with
+/// half a second for each, a lease of two seconds lasted three.
+#[test]
+fn leases_end_in_time_whoever_granted_them() {
+    run(async {
+        let cluster = three();
+        let leader = cluster.leader().await;
+        let mut late = Vec::new();
+        for round in 0..4 {
+            // At other times of the leader's clock.
+            tokio::time::sleep(Duration::from_millis(130 * round)).await;
+            let mut leases = LeaseClient::new(cluster.channel((leader + 1) % 3));
+            let grant = pb::LeaseGrantRequest { id: 0, ttl: 2 };
+            let id = leases.lease_grant(grant).await.expect("granted").into_inner().id;
+            let granted = Instant::now();
+            while granted.elapsed() < PATIENCE {
+                let request = pb::LeaseTimeToLiveRequest { id, keys: false };
+                let left = leases.lease_time_to_live(request).await.expect("an answer");
+                if left.into_inner().ttl == -1 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            late.push(granted.elapsed().checked_sub(Duration::from_secs(2)).expect("not early"));
+        }
+        let mean = late.iter().sum::<Duration>() / 4;
+        assert!(mean < Duration::from_millis(350), "late by {late:?}");
+    });
+}
+
+/// Member changes count the time that a member has been connected from here on.
+#[test]
+fn a_member_that_came_back_is_connected_at_once() {
+    run(async {
+        let mut cluster = three();
+        for round in 0..4 {
+            let (member, other) = (round % 3, (round + 1) % 3);
+            cluster.stop(member);
+            cluster.spawn(member);
+            cluster.wait_ready(member);
+            let ready = Instant::now();
+            let id = cluster.id(member).await;
+            let line = format!("Remote=\"{id:x}\"}} 1");
+            let is_connected = || {
+                let metrics = http_get(cluster.client_port(other), "/metrics").expect("metrics").1;
+                let mut lines = metrics.lines();
+                lines.any(|l| l.starts_with("etcd_network_active_peers{") && l.ends_with(&line))
+            };
+            while !is_connected() {
+                let waited = ready.elapsed();
+                assert!(waited < Duration::from_millis(400), "round {round}: {waited:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    });
+}
+
 #[test]
 fn leadership_moves_where_it_is_told() {
     run(async {

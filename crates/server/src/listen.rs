@@ -29,7 +29,6 @@ use crate::ping_guard::PingGuard;
 use crate::shutdown::Shutdown;
 use crate::tls::Acceptor;
 
-/// Open files kept back from client connections, for the store, the log and peers. Source:
 /// How long a listen address may stay taken: for some milliseconds after a process was killed and
 /// reaped, Linux still holds its listening sockets, and a supervisor may be that quick.
 const ADDRESS_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -37,7 +36,7 @@ const ADDRESS_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Pause between two attempts.
 const ADDRESS_RETRY: Duration = Duration::from_millis(10);
 
-/// etcd's reserve.
+/// Open files kept back from client connections, for the store, the log and peers. Source: etcd.
 const RESERVED_FILES: u64 = 150;
 
 /// Connections waiting to be accepted; the system cuts it to `net.core.somaxconn`.
@@ -49,6 +48,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// TLS handshakes at the same time; more wait for their turn, so that a storm of new connections
 /// leaves processor time to those that are established.
 const HANDSHAKES_MAX: usize = 512;
+
+/// First byte of a TLS handshake; no request begins with it.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// Longest wait for the headers of an HTTP/1 request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,6 +73,10 @@ const RESET_STREAMS_MAX: usize = 4096;
 /// A response of ours.
 pub type HttpResponse = Response<tonic::body::Body>;
 
+/// Marks requests that came over TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct OverTls;
+
 /// How a connection is served, from the flags.
 #[derive(Clone, Debug)]
 pub struct ConnectionRules {
@@ -81,6 +87,8 @@ pub struct ConnectionRules {
     ping_min_time: Option<Duration>,
     /// Refuse certificates that are not for the address they come from.
     checks_addresses: bool,
+    /// Whose connections these are, for the log.
+    endpoint: &'static str,
 }
 
 impl ConnectionRules {
@@ -96,6 +104,7 @@ impl ConnectionRules {
             keepalive_timeout: timeout,
             ping_min_time: Some(config.grpc_keepalive_min_time),
             checks_addresses: false,
+            endpoint: "client",
         }
     }
 
@@ -103,6 +112,12 @@ impl ConnectionRules {
     #[must_use]
     pub fn without_ping_limit(&self) -> Self {
         Self { ping_min_time: None, ..self.clone() }
+    }
+
+    /// The same rules for the connections of other members.
+    #[must_use]
+    pub fn of_peers(&self) -> Self {
+        Self { endpoint: "peer", ..self.without_ping_limit() }
     }
 
     /// The same rules, and certificates must be for the address that they come from.
@@ -157,6 +172,8 @@ impl ConnectionLimit {
 pub struct Listener {
     socket: Socket,
     tls: Option<Arc<Acceptor>>,
+    /// Connections without TLS are served although there is a certificate.
+    takes_plain: bool,
     url: Url,
 }
 
@@ -179,12 +196,47 @@ impl Listener {
         } else {
             Socket::Tcp(bind_tcp_patiently(url, config.socket_reuse_port)?)
         };
-        let tls = if url.is_tls() { tls.cloned() } else { None };
-        if url.is_tls() && tls.is_none() {
-            let text = format!("{url} asks for TLS, but there is no certificate");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        Ok(Self { socket, tls: acceptor(url, tls)?, takes_plain: !url.is_tls(), url: url.clone() })
+    }
+
+    /// As [`Listener::bind`] for all URLs, where two may name one TCP address with and without TLS:
+    /// the first byte of a connection tells which it is.
+    ///
+    /// # Errors
+    /// As `bind`, with the URL.
+    pub fn bind_all(
+        urls: &[Url],
+        config: &Config,
+        tls: Option<&Arc<Acceptor>>,
+    ) -> Result<Vec<Self>, (Url, io::Error)> {
+        let mut bound: Vec<Self> = Vec::with_capacity(urls.len());
+        for url in urls {
+            let failed = |error| (url.clone(), error);
+            match bound.iter_mut().find(|other| other.has_address_of(url)) {
+                Some(other) => other.join(url, tls).map_err(failed)?,
+                None => bound.push(Self::bind(url, config, tls).map_err(failed)?),
+            }
         }
-        Ok(Self { socket, tls, url: url.clone() })
+        Ok(bound)
+    }
+
+    fn has_address_of(&self, url: &Url) -> bool {
+        let is_tcp = !self.url.is_unix() && !url.is_unix();
+        is_tcp && (self.url.host(), self.url.port()) == (url.host(), url.port()) && url.port() != 0
+    }
+
+    fn join(&mut self, url: &Url, tls: Option<&Arc<Acceptor>>) -> io::Result<()> {
+        self.takes_plain |= !url.is_tls();
+        if let Some(tls) = acceptor(url, tls)? {
+            self.tls = Some(tls);
+        }
+        Ok(())
+    }
+
+    /// Whether it serves connections without TLS, with TLS.
+    #[must_use]
+    pub fn serves(&self) -> (bool, bool) {
+        (self.takes_plain, self.tls.is_some())
     }
 
     /// The URL it was bound to.
@@ -226,8 +278,10 @@ impl Listener {
                 builder: Arc::clone(&builder),
                 handshakes: Arc::clone(&handshakes),
                 tls: self.tls.clone(),
+                takes_plain: self.takes_plain,
                 ping_min_time: rules.ping_min_time,
                 checks_addresses: rules.checks_addresses,
+                endpoint: rules.endpoint,
                 shutdown: shutdown.clone(),
                 handler: handler.clone(),
                 _permit: permit,
@@ -265,6 +319,16 @@ impl Listener {
     }
 }
 
+/// What shakes hands on a URL, if that asks for it.
+fn acceptor(url: &Url, tls: Option<&Arc<Acceptor>>) -> io::Result<Option<Arc<Acceptor>>> {
+    if !url.is_tls() {
+        return Ok(None);
+    }
+    let text = || format!("{url} asks for TLS, but there is no certificate");
+    let missing = || io::Error::new(io::ErrorKind::InvalidInput, text());
+    tls.cloned().map(Some).ok_or_else(missing)
+}
+
 /// Binds a TCP address. As in Go, SO_REUSEADDR is always set and an IPv4 address of a name is
 /// preferred.
 fn bind_tcp(url: &Url, reuse_port: bool) -> io::Result<TcpListener> {
@@ -297,8 +361,10 @@ struct Connection<H> {
     builder: Arc<auto::Builder<TokioExecutor>>,
     handshakes: Arc<Semaphore>,
     tls: Option<Arc<Acceptor>>,
+    takes_plain: bool,
     ping_min_time: Option<Duration>,
     checks_addresses: bool,
+    endpoint: &'static str,
     shutdown: Shutdown,
     handler: H,
     /// Given back when the connection ends.
@@ -314,31 +380,38 @@ where
         let _open = self.shutdown.connection();
         let (peer, address) = (stream.peer(), stream.address());
         let Some(tls) = &self.tls else {
-            return self.serve(stream, None).await;
+            return self.serve(stream, None, false).await;
         };
+        if self.takes_plain {
+            match tokio::time::timeout(HEADER_TIMEOUT, stream.begins_with_handshake()).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => return self.serve(stream, None, false).await,
+                // Gone, or silent for too long.
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
         let handshake = async {
             // The semaphore is never closed.
             let _turn = self.handshakes.acquire().await;
             TlsAcceptor::from(tls.current()).accept(stream).await
         };
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        let rejected = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(Ok(stream)) => match self.check(&stream, address).await {
                 Ok(()) => {
                     let name = client_name(&stream);
-                    self.serve(stream, name).await;
+                    return self.serve(stream, name, true).await;
                 }
-                Err(error) => {
-                    tracing::warn!("remote-addr" = peer, error, "rejected connection");
-                }
+                Err(error) => error,
             },
-            Ok(Err(error)) => {
-                tracing::warn!("remote-addr" = peer, %error, "rejected connection");
-            }
-            Err(_) => {
-                let error = "the TLS handshake took too long";
-                tracing::warn!("remote-addr" = peer, error, "rejected connection");
-            }
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the TLS handshake took too long".to_owned(),
+        };
+        tracing::warn!(
+            "remote-addr" = peer,
+            error = rejected,
+            "rejected connection on {} endpoint",
+            self.endpoint
+        );
     }
 
     /// Checks a shown certificate against where it comes from.
@@ -356,17 +429,19 @@ where
         }
     }
 
-    async fn serve<S>(&self, stream: S, name: Option<ClientName>)
+    async fn serve<S>(&self, stream: S, name: Option<ClientName>, is_tls: bool)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         match self.ping_min_time {
-            Some(min_time) => self.serve_on(PingGuard::new(stream, min_time), name).await,
-            None => self.serve_on(stream, name).await,
+            Some(min_time) => {
+                self.serve_on(PingGuard::new(stream, min_time), name, is_tls).await;
+            }
+            None => self.serve_on(stream, name, is_tls).await,
         }
     }
 
-    async fn serve_on<S>(&self, stream: S, name: Option<ClientName>)
+    async fn serve_on<S>(&self, stream: S, name: Option<ClientName>, is_tls: bool)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -374,6 +449,9 @@ where
         let service = service_fn(move |mut request: Request<Incoming>| {
             if let Some(name) = &name {
                 request.extensions_mut().insert(name.clone());
+            }
+            if is_tls {
+                request.extensions_mut().insert(OverTls);
             }
             let answer = handler(request);
             async move { Ok::<_, Infallible>(answer.await) }
@@ -418,6 +496,19 @@ impl Stream {
             tracing::debug!(%error, "cannot set options of a connection");
         }
         Self::Tcp(stream)
+    }
+
+    /// Whether the other side begins with a TLS handshake; waits for its first byte and leaves it
+    /// there.
+    async fn begins_with_handshake(&self) -> io::Result<bool> {
+        let mut first = [0];
+        match self {
+            Self::Tcp(stream) => {
+                Ok(stream.peek(&mut first).await? == 1 && first == [TLS_HANDSHAKE])
+            }
+            // One path has one listener.
+            Self::Unix(_) => Ok(true),
+        }
     }
 
     /// Where it comes from; nowhere for a local socket.

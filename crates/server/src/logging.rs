@@ -33,6 +33,10 @@ const SILENT_TARGETS: [&str; 3] = [
     "openraft::engine::handler::replication_handler",
 ];
 
+/// What openraft says of calls that come while it is being stopped; their callers are told, and a
+/// consensus core that stopped by itself is logged where that ends the process.
+const MUTE_TARGET: &str = "openraft::raft::raft_inner";
+
 /// Where lines go.
 enum Output {
     Stderr,
@@ -66,7 +70,11 @@ fn install(layer: ZapLayer, level: &str) {
     let at_most = |most| if level == LevelFilter::DEBUG { level } else { level.min(most) };
     let quiet = QUIET_TARGETS.map(|target| (target, at_most(LevelFilter::WARN)));
     let silent = SILENT_TARGETS.map(|target| (target, at_most(LevelFilter::ERROR)));
-    let filter = Targets::new().with_default(level).with_targets(quiet).with_targets(silent);
+    let filter = Targets::new()
+        .with_default(level)
+        .with_targets(quiet)
+        .with_targets(silent)
+        .with_target(MUTE_TARGET, at_most(LevelFilter::OFF));
     // A second call (a test in the same process) keeps the first logger.
     let _already_set = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
 }

@@ -10,6 +10,7 @@ use http::Request;
 use hyper::body::Incoming;
 use kelson_api::command::{MemberPublish, command::Op};
 use kelson_raft::{Node, NodeConfig, StartError};
+use kelson_storage::Reader;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::Status;
@@ -24,7 +25,7 @@ use crate::grpc_layer::GrpcService;
 use crate::housekeeping::corruption::{self, Inconsistent};
 use crate::housekeeping::{self, Housekeeping};
 use crate::http::{HttpService, Surface};
-use crate::listen::{ConnectionLimit, ConnectionRules, Listener};
+use crate::listen::{ConnectionLimit, ConnectionRules, Listener, OverTls};
 use crate::metrics::Metrics;
 use crate::metrics::peers::TrafficByUrl;
 use crate::peer_layer::PeerService;
@@ -69,6 +70,9 @@ pub enum ServeError {
     /// This member's data are not those of the others.
     #[error(transparent)]
     Inconsistent(#[from] Inconsistent),
+    /// The space of removed data cannot be given back.
+    #[error("defragmentation at the start failed: {0}")]
+    Defragment(String),
     /// The system refuses a signal handler.
     #[error("cannot handle signals: {0}")]
     Signals(std::io::Error),
@@ -148,6 +152,7 @@ fn announce(config: &Config) {
         "advertise-client-urls" = texts(&config.advertise_client_urls).join(","),
         "initial-cluster" = config.initial_cluster,
         "initial-cluster-state" = config.initial_cluster_state,
+        "snapshot-catchup-entries" = config.snapshot_catchup_entries,
         "starting an etcd server"
     );
     let has_certificate = !config.client_tls.cert_file.is_empty();
@@ -227,7 +232,9 @@ impl Server {
             };
             urls.iter().map(bind_one).collect::<Result<Vec<_>, _>>()
         };
-        let clients = bind(&config.listen_client_urls, &client_tls)?;
+        let clients = Listener::bind_all(&config.listen_client_urls, config, client_tls.as_ref());
+        let clients =
+            clients.map_err(|(url, source)| ServeError::Listen { url: url.to_string(), source })?;
         let http_clients = bind(&config.listen_client_http_urls, &client_tls)?;
         let metrics_listeners = bind(&config.listen_metrics_urls, &client_tls)?;
         let peers = bind(&config.listen_peer_urls, &peer_tls)?;
@@ -272,13 +279,16 @@ impl Server {
     }
 
     fn serve_clients(&mut self, listener: Listener, role: ClientRole, limit: &ConnectionLimit) {
-        let is_tls = listener.url().is_tls();
         let address = listener.local_addr().map(|address| address.to_string());
         let address = address.unwrap_or_else(|| listener.url().to_string());
-        self.client_addresses.push((address, is_tls));
+        let (is_plain, is_tls) = listener.serves();
+        let kinds = [(is_plain, false), (is_tls, true)];
+        let served = kinds.into_iter().filter(|(is_served, _)| *is_served);
+        self.client_addresses.extend(served.map(|(_, is_tls)| (address.clone(), is_tls)));
         let (http, grpc) = (self.http.clone(), self.grpc.subscribe());
         let handler = move |request: Request<Incoming>| {
             let (http, mut grpc) = (http.clone(), grpc.clone());
+            let is_tls = request.extensions().get::<OverTls>().is_some();
             let takes_grpc = match role {
                 ClientRole::Both => GrpcService::is_grpc(&request),
                 ClientRole::GrpcOnly => true,
@@ -325,7 +335,7 @@ impl Server {
                 }
             }
         };
-        let mut rules = self.rules.without_ping_limit();
+        let mut rules = self.rules.of_peers();
         if checks_addresses {
             rules = rules.checking_addresses();
         }
@@ -343,6 +353,7 @@ impl Server {
     ) -> Result<Member, ServeError> {
         let started = Node::start(node_config(config, dial).await?).await;
         let (node, reader) = started.inspect_err(|error| tell_how_to_replace(config, error))?;
+        defragment_at_start(config, &reader).await?;
         let callers = Callers::new(node.clone(), reader.clone()).with_flags(tokens, config);
         let app = App {
             node,
@@ -519,6 +530,39 @@ async fn publish(app: &App, config: &Config) {
         "client-urls" = client_urls.join(","),
         "published local member to cluster through raft"
     );
+}
+
+/// Gives the space of removed data back to the system before anybody is served, if the flag asks for
+/// it and there is so much of it.
+///
+/// # Errors
+/// `Defragment`, with the reason.
+async fn defragment_at_start(config: &Config, reader: &Reader) -> Result<(), ServeError> {
+    let threshold = config.bootstrap_defrag_threshold_megabytes.saturating_mul(1024 * 1024);
+    if threshold == 0 {
+        return Ok(());
+    }
+    let sizes = reader.sizes();
+    let unused = u64::try_from(sizes.total.saturating_sub(sizes.in_use)).unwrap_or(0);
+    if unused < threshold {
+        tracing::info!(
+            "current-db-size-bytes" = sizes.total,
+            "current-db-size-in-use-bytes" = sizes.in_use,
+            "bootstrap-defrag-threshold-bytes" = threshold,
+            "Skipping defragmentation"
+        );
+        return Ok(());
+    }
+    let reader = reader.clone();
+    let done = tokio::task::spawn_blocking(move || (reader.defragment(), reader.sizes())).await;
+    let (result, after) = done.map_err(|_| ServeError::Defragment("the task died".to_owned()))?;
+    result.map_err(|error| ServeError::Defragment(error.to_string()))?;
+    tracing::info!(
+        "previous-db-size-bytes" = sizes.total,
+        "current-db-size-bytes" = after.total,
+        "finished defragmenting"
+    );
+    Ok(())
 }
 
 /// Hands leadership to the connected voter that has most of the log, if this member leads and there

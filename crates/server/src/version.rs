@@ -4,7 +4,7 @@
 
 /// Version of etcd whose behavior is served. kube-apiserver (>= 3.5.13) and kubeadm decide by it
 /// which calls they may use, so it must never be lower than the features we answer.
-pub const ETCD_VERSION: &str = "3.7.1";
+pub const ETCD_VERSION: &str = "3.7.3";
 
 /// Cluster version implied by [`ETCD_VERSION`]: its major and minor number with patch 0.
 pub const ETCD_CLUSTER_VERSION: &str = "3.7.0";
@@ -44,7 +44,7 @@ mod tests {
     fn version_text_has_the_four_lines_scripts_cut_up() {
         let text = version_text();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "etcd Version: 3.7.1");
+        assert_eq!(lines[0], "etcd Version: 3.7.3");
         assert!(lines[1].starts_with("Git SHA: "));
         assert!(lines[2].starts_with("Go Version: "));
         assert!(lines[3].starts_with("Go OS/Arch: "));

@@ -20,7 +20,7 @@ fn version_and_help_succeed_on_standard_output() {
     let version = run(&["--version"]);
     assert_eq!(version.status.code(), Some(0));
     let text = String::from_utf8(version.stdout).expect("text");
-    assert!(text.starts_with("etcd Version: 3.7.1\nGit SHA: "), "{text}");
+    assert!(text.starts_with("etcd Version: 3.7.3\nGit SHA: "), "{text}");
     for argument in ["--help", "-h"] {
         let help = run(&[argument]);
         assert_eq!(help.status.code(), Some(0));

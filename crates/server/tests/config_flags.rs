@@ -47,6 +47,7 @@ const VALUES: &[(&str, &str, &[&str])] = &[
     ("initial-cluster", "default=http://localhost:2380", &[]),
     ("initial-cluster-state", "existing", &[]),
     ("discovery-fallback", "exit", &[]),
+    ("v2-deprecation", "gone", &[]),
     ("discovery-endpoints", "http://127.0.0.1:1", &["--discovery-token=t"]),
     ("discovery-token", "t", &["--discovery-endpoints=http://127.0.0.1:1"]),
     ("backend-bbolt-freelist-type", "array", &[]),
@@ -330,7 +331,7 @@ fn a_command_line_that_does_not_parse_ends_with_2() {
 
 #[test]
 fn settings_that_do_not_fit_together_end_with_1() {
-    let cases: [(&[&str], &str); 21] = [
+    let cases: [(&[&str], &str); 23] = [
         (&["stray"], "\"stray\" is not a valid flag"),
         (&["--client-cert-auth", "true"], "\"true\" is not a valid flag"),
         (&["--", "--name=x"], "\"--name=x\" is not a valid flag"),
@@ -361,8 +362,21 @@ fn settings_that_do_not_fit_together_end_with_1() {
         (&["--cipher-suites=TLS_NONE"], "unexpected TLS cipher suite \"TLS_NONE\""),
         (
             &["--listen-peer-urls=https://127.0.0.1:1"],
-            "TLS key/cert (--cert-file, --key-file or their peer forms) must be provided for \
-          https://127.0.0.1:1",
+            "TLS key/cert (--peer-cert-file, --peer-key-file) must be provided for peer url \
+             https://127.0.0.1:1 with HTTPS scheme",
+        ),
+        (
+            &[
+                "--listen-client-urls=https://127.0.0.1:1",
+                "--advertise-client-urls=https://127.0.0.1:1",
+            ],
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url \
+             https://127.0.0.1:1 with HTTPS scheme",
+        ),
+        (
+            &["--listen-metrics-urls=https://127.0.0.1:1"],
+            "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url \
+             https://127.0.0.1:1",
         ),
         (
             &["--initial-cluster=a=http://localhost:2380"],
@@ -463,10 +477,27 @@ fn a_variable_that_does_not_parse_ends_with_1() {
 
 #[test]
 fn flags_without_effect_are_told_with_their_reason_but_not_at_their_default() {
-    let loaded = parse(&["--max-wals=3", "--max-snapshots=5"], &[]).expect("accepted");
+    let loaded = parse(&["--max-wals=3", "--backend-batch-limit=0"], &[]).expect("accepted");
     let told: Vec<&str> = loaded.notices.iter().map(|notice| notice.value.as_str()).collect();
     assert_eq!(told, ["max-wals"]);
     assert!(loaded.notices[0].message.contains("accepted without effect"));
+}
+
+#[test]
+fn flags_that_etcd_will_drop_say_so() {
+    let arguments = ["--max-snapshots=5", "--v2-deprecation=gone"];
+    let loaded = parse(&arguments, &[]).expect("accepted");
+    let told: Vec<&str> = loaded.notices.iter().map(|notice| notice.message.as_str()).collect();
+    let max = "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8.";
+    assert!(told.contains(&max), "{told:?}");
+    let v2 = "--v2-deprecation is deprecated and scheduled for removal in v3.8. The default value is \
+              enforced, ignoring user input.";
+    assert!(told.contains(&v2), "{told:?}");
+    assert!(parse(&[], &[]).expect("accepted").notices.is_empty());
+    let refused = failure(&["--v2-deprecation=not-yet"]);
+    assert_eq!(refused.exit_code(), 2);
+    let text = "invalid value \"not-yet\" for flag -v2-deprecation: invalid value \"not-yet\"";
+    assert_eq!(message(&refused), text);
 }
 
 #[test]
@@ -729,6 +760,14 @@ fn config_files_may_be_json_and_hold_unknown_keys() {
     assert_eq!(loaded.config.peer_tls.allowed_cn, ["a", "b"]);
     assert!(loaded.notices.iter().any(|notice| notice.value == "nope"));
     assert_eq!(from_file("").expect("an empty file").config.name, "default");
+}
+
+#[test]
+fn a_sample_file_of_etcd_may_name_the_proxy_that_is_gone() {
+    let loaded = from_file("name: m1\ndiscovery-fallback: 'proxy'\n").expect("accepted");
+    assert_eq!(loaded.config.name, "m1");
+    assert!(loaded.notices.iter().any(|notice| notice.value == "discovery-fallback"));
+    assert_eq!(failure(&["--discovery-fallback=proxy"]).exit_code(), 1);
 }
 
 #[test]

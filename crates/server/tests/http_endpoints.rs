@@ -50,7 +50,7 @@ fn each_listener_has_its_own_paths() {
     assert_eq!(get(server.metrics, "/v3/kv/range").expect("an answer").status, 404);
     assert_eq!(get(server.peer, "/v3/kv/range").expect("an answer").status, 404);
     assert_eq!(get(server.client, "/v3/kv/range").expect("an answer").status, 501);
-    let version = "{\"etcdserver\":\"3.7.1\",\"etcdcluster\":\"3.7.0\",\"storage\":\"3.7.0\"}";
+    let version = "{\"etcdserver\":\"3.7.3\",\"etcdcluster\":\"3.7.0\",\"storage\":\"3.7.0\"}";
     eventually(|| get(server.client, "/version").expect("an answer").body == version);
     assert_eq!(get(server.peer, "/version").expect("an answer").body, version);
     assert_eq!(get(server.metrics, "/version").expect("an answer").status, 404);
@@ -112,7 +112,7 @@ fn the_metrics_that_alerts_use_exist_from_the_start() {
         ("etcd_server_quota_backend_bytes", 1e9),
         ("etcd_server_proposals_failed_total", 0.0),
         ("etcd_server_proposals_pending", 0.0),
-        ("etcd_server_version{server_version=\"3.7.1\"}", 1.0),
+        ("etcd_server_version{server_version=\"3.7.3\"}", 1.0),
         ("etcd_network_client_grpc_sent_bytes_total", 0.0),
     ] {
         assert_eq!(sample(&page, name), Some(value), "{name}");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kelson_server::config::{Command, Config, load};
-use kelson_server::listen::{ConnectionRules, Listener};
+use kelson_server::listen::{ConnectionRules, Listener, OverTls};
 use kelson_server::shutdown::Shutdown;
 use kelson_server::tls::{Acceptor, ensure_self_signed};
 use rcgen::{
@@ -216,6 +216,100 @@ async fn a_trusted_authority_alone_demands_certificates() {
     let server = Server::start(&config);
     assert!(!is_let_in(&server, client(&ca.pem, None)).await);
     assert!(is_let_in(&server, client(&ca.pem, Some(&ca.issue("c", "c", 7)))).await);
+}
+
+/// Certificate and key of an authority that shows itself, in force until that year.
+fn self_signed(year: i32, usages: &[ExtendedKeyUsagePurpose]) -> (String, String) {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
+    params.distinguished_name.push(DnType::CommonName, "root");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.not_after = date_time_ymd(year, 1, 1);
+    params.extended_key_usages = usages.to_vec();
+    (params.self_signed(&key).expect("a certificate").pem(), key.serialize_pem())
+}
+
+#[tokio::test]
+async fn a_trusted_authority_may_be_its_own_client() {
+    use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+    let ca = authority("ca");
+    let files = Files::new(&ca);
+    let server = Server::start(&files.config(&files.client_auth()));
+    for (year, usages, is_taken) in [
+        (2090, vec![], true),
+        (2090, vec![ClientAuth], true),
+        (2090, vec![ServerAuth], false),
+        (2020, vec![], false),
+    ] {
+        let identity = self_signed(year, &usages);
+        let config = || client(&ca.pem, Some(&identity));
+        files.write("ca.crt", &ca.pem);
+        assert!(!is_let_in(&server, config()).await, "nobody trusts it");
+        files.write("ca.crt", &format!("{}{}", ca.pem, identity.0));
+        assert_eq!(is_let_in(&server, config()).await, is_taken, "{year} {usages:?}");
+    }
+    // Its key, not the certificate that everybody can read, is what counts.
+    let (identity, other) = (self_signed(2090, &[]), self_signed(2090, &[]));
+    files.write("ca.crt", &identity.0);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let stolen = client_with_foreign_key(&provider, &ca.pem, &identity.0, &other.1);
+    assert!(!is_let_in(&server, stolen).await);
+    assert!(is_let_in(&server, client(&ca.pem, Some(&identity))).await);
+}
+
+/// A client that shows a certificate without having its key.
+fn client_with_foreign_key(
+    provider: &Arc<rustls::crypto::CryptoProvider>,
+    roots: &str,
+    certificate: &str,
+    key: &str,
+) -> ClientConfig {
+    let mut store = RootCertStore::empty();
+    store.add(CertificateDer::from_pem_slice(roots.as_bytes()).expect("PEM")).expect("a root");
+    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM")];
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key");
+    let key = provider.key_provider.load_private_key(key).expect("a key");
+    let shown = Arc::new(rustls::sign::CertifiedKey::new(chain, key));
+    ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(store)
+        .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(shown)))
+}
+
+#[tokio::test]
+async fn one_address_serves_with_and_without_tls() {
+    let ca = authority("ca");
+    let files = Files::new(&ca);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = port.local_addr().expect("an address");
+    drop(port);
+    let config = files.config(&[
+        format!("--listen-client-urls=http://{address},https://{address}"),
+        format!("--advertise-client-urls=http://{address},https://{address}"),
+    ]);
+    let acceptor = Arc::new(Acceptor::new(&config.client_tls, &config).expect("TLS"));
+    let urls = &config.listen_client_urls;
+    let mut bound = Listener::bind_all(urls, &config, Some(&acceptor)).expect("bound");
+    assert_eq!(bound.len(), 1);
+    let listener = bound.remove(0);
+    assert_eq!(listener.serves(), (true, true));
+    let shutdown = Shutdown::default();
+    let handler = |request: http::Request<hyper::body::Incoming>| async move {
+        let is_tls = request.extensions().get::<OverTls>().is_some();
+        http::Response::new(tonic::body::Body::new(if is_tls { "tls" } else { "plain" }.to_owned()))
+    };
+    let rules = ConnectionRules::new(&config);
+    tokio::spawn(listener.serve(rules, None, shutdown.clone(), handler));
+    let server = Server { address, shutdown };
+    let (body, _) = ask(&server, client(&ca.pem, None)).await.expect("an answer");
+    assert_eq!(body, "tls");
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    let request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.ends_with("plain"), "{answer}");
 }
 
 #[tokio::test]

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use kelson_api::Error;
 use kelson_api::etcdserverpb::{
     AlarmMember, AlarmType, Member, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
 use kelson_api::mvccpb::KeyValue;
 use kelson_api::mvccpb::event::EventType;
+use kelson_api::{Error, Message};
 use tokio::sync::watch;
 
 use crate::feed::{Feed, deletion};
@@ -326,10 +326,12 @@ impl Reader {
         self.state.cluster.read().version.clone()
     }
 
-    /// Bytes on disk and in use.
+    /// Bytes on disk and in use: those of the rows of keys and of the members.
     pub fn sizes(&self) -> Sizes {
         let on_disk = self.state.persister().disk_bytes();
-        let in_use = self.state.index.read().in_use();
+        let members = self.members().iter().map(Message::encoded_len).sum::<usize>();
+        let members = i64::try_from(members).unwrap_or(i64::MAX);
+        let in_use = self.state.index.read().in_use().saturating_add(members);
         Sizes { total: i64::try_from(on_disk).unwrap_or(i64::MAX), in_use }
     }
 
@@ -407,7 +409,7 @@ pub struct StreamedRange {
 /// A part of a streamed range.
 #[derive(Clone, PartialEq, Debug)]
 pub struct StreamChunk {
-    /// The next keys, in key order.
+    /// The next keys in key order; among themselves sorted by the target of the request.
     pub kvs: Vec<KeyValue>,
     /// Nothing comes after this chunk.
     pub is_last: bool,
@@ -442,10 +444,10 @@ impl StreamedRange {
         }
         let mut kvs = Vec::with_capacity(found.len());
         for found in found {
-            let mut kv = found.resolve(&self.state, self.revision).map_err(refusal)?;
-            range::shorten(&self.request, &mut kv);
-            kvs.push(kv);
+            kvs.push(found.resolve(&self.state, self.revision).map_err(refusal)?);
         }
+        range::sort(&self.request, &mut kvs);
+        kvs.iter_mut().for_each(|kv| range::shorten(&self.request, kv));
         if self.state.compaction.compacted() > self.revision {
             return Err(Error::Compacted);
         }

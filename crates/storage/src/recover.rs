@@ -40,8 +40,8 @@ const CHUNKS_AHEAD: usize = 8;
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Longest wait for the lock of a database.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
-/// A rewrite must promise to free this many bytes, and a quarter of the files, to be worth it.
-const REWRITE_GAIN_MIN: u64 = 4 << 20;
+/// A rewrite must free this many bytes, two blocks, and a quarter of the files, to be worth it.
+const REWRITE_GAIN_MIN: u64 = 8 << 10;
 /// What must be free beside a second copy of the state, for the log goes on meanwhile: what a full
 /// disk does to a database in the making is an error, and errors of it end the process.
 const REWRITE_ROOM: u64 = 256 << 20;

@@ -217,6 +217,27 @@ fn a_compacted_deletion_frees_its_rows_unless_it_is_exactly_there() {
 }
 
 #[test]
+fn a_stream_with_a_target_and_no_order_sorts_each_chunk_and_loses_nothing() {
+    let mut fixture = Fixture::new();
+    for (key, value) in [("a", "5"), ("b", "3"), ("c", "4"), ("d", "1"), ("e", "2")] {
+        fixture.ok(put_op(key, value));
+    }
+    let chunks = |request: RangeRequest| {
+        let mut stream = fixture.reader.range_chunks(&request).expect("readable");
+        let next = || {
+            let chunk = stream.next_chunk(2).expect("readable");
+            let keys = chunk.kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned());
+            keys.collect::<String>()
+        };
+        std::iter::repeat_with(next).take(3).collect::<Vec<_>>()
+    };
+    let by_value = RangeRequest { sort_target: SortTarget::Value as i32, ..get("a", "z") };
+    assert_eq!(chunks(by_value.clone()), ["ba", "dc", "e"]);
+    assert_eq!(chunks(RangeRequest { keys_only: true, ..by_value }), ["ba", "dc", "e"]);
+    assert_eq!(chunks(get("a", "z")), ["ab", "cd", "e"]);
+}
+
+#[test]
 fn put_checks_the_lease_then_the_key() {
     let mut fixture = Fixture::new();
     let keep = PutRequest { ignore_value: true, lease: 9, ..put("a", "") };

@@ -12,6 +12,9 @@ const ELECTION_TIMEOUT_MS_MAX: u64 = 50_000;
 /// TLS versions by name.
 const TLS_VERSIONS: [&str; 2] = ["TLS1.2", "TLS1.3"];
 
+/// The flags that a client URL with TLS needs.
+const CERT_FLAGS: &str = "--cert-file, --key-file";
+
 /// Fills in what follows from other settings.
 pub(super) fn fill_in(settings: &mut Settings) {
     let has_cluster = settings.is_set("initial-cluster");
@@ -176,8 +179,13 @@ fn check_cluster(config: &Config) -> Result<(), String> {
 fn check_client_tls(config: &Config) -> Result<(), String> {
     let mut urls = config.listen_client_urls.clone();
     urls.extend(config.listen_client_http_urls.iter().cloned());
-    urls.extend(config.listen_metrics_urls.iter().cloned());
-    check_tls(&config.client_tls, &urls, "client")
+    check_tls(&config.client_tls, &urls, "client")?;
+    match without_certificate(&config.client_tls, &config.listen_metrics_urls) {
+        None => Ok(()),
+        Some(url) => Err(format!(
+            "client TLS key/cert ({CERT_FLAGS}) must be provided for metrics secure url {url}"
+        )),
+    }
 }
 
 fn check_peer_tls(config: &Config) -> Result<(), String> {
@@ -196,13 +204,19 @@ fn check_tls(tls: &TlsSettings, urls: &[Url], side: &str) -> Result<(), String> 
     if tls.client_cert_auth && tls.trusted_ca_file.is_empty() && !tls.auto_tls {
         return Err(format!("{side} certificate authentication needs a trusted CA file"));
     }
-    let has_certificate = !tls.cert_file.is_empty() || tls.auto_tls;
-    if let Some(url) = urls.iter().find(|url| url.is_tls() && !has_certificate) {
+    if let Some(url) = without_certificate(tls, urls) {
+        let forms = if side == "peer" { "--peer-cert-file, --peer-key-file" } else { CERT_FLAGS };
         return Err(format!(
-            "TLS key/cert (--cert-file, --key-file or their peer forms) must be provided for {url}"
+            "TLS key/cert ({forms}) must be provided for {side} url {url} with HTTPS scheme"
         ));
     }
     Ok(())
+}
+
+/// A URL that asks for TLS although there is no certificate.
+fn without_certificate<'a>(tls: &TlsSettings, urls: &'a [Url]) -> Option<&'a Url> {
+    let has_certificate = !tls.cert_file.is_empty() || tls.auto_tls;
+    urls.iter().find(|url| url.is_tls() && !has_certificate)
 }
 
 fn check_tls_versions(config: &Config) -> Result<(), String> {

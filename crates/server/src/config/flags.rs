@@ -67,6 +67,20 @@ macro_rules! flag {
     };
 }
 
+/// Flags that a later release of etcd will not know, with what is logged of them.
+pub(super) const DEPRECATED: [(&str, &str); 2] = [
+    ("max-snapshots", "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8."),
+    (
+        "v2-deprecation",
+        "--v2-deprecation is deprecated and scheduled for removal in v3.8. The default value is \
+         enforced, ignoring user input.",
+    ),
+];
+
+/// Flags that take one of some words, although nothing depends on which.
+pub(super) const CHOICES: [(&str, &[&str]); 1] =
+    [("v2-deprecation", &["write-only", "write-only-drop-data", "gone"])];
+
 const NO_TRACING: Effect = Effect::Later("distributed tracing is not offered yet");
 const NO_BBOLT: Effect = Effect::None("the store is not bbolt and writes in its own checkpoints");
 const NO_PEER_CLIENT: Effect =
@@ -228,7 +242,7 @@ pub static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
         flag!(
             "bootstrap-defrag-threshold-megabytes",
             bootstrap_defrag_threshold_megabytes,
-            Never("the store reuses its free space while it runs"),
+            Full,
             "Defragment at start if that frees so much; 0 means never."
         ),
         flag!("max-learners", max_learners, Full, "Most learners in the cluster."),

@@ -185,6 +185,10 @@ impl Settings {
             )));
         }
         let flag = flags::find(name).ok_or(SetError::Unknown)?;
+        let choices = flags::CHOICES.iter().find(|(flag, _)| *flag == name);
+        if choices.is_some_and(|(_, choices)| !choices.contains(&text)) {
+            return Err(SetError::Value(format!("invalid value \"{text}\"")));
+        }
         (flag.parse)(&mut self.config, text).map_err(SetError::Value)?;
         self.set.insert(name, given.to_owned());
         Ok(())
@@ -265,6 +269,9 @@ impl Settings {
         for flag in FLAGS.iter() {
             if !self.is_set(flag.name) {
                 continue;
+            }
+            if let Some((_, text)) = flags::DEPRECATED.iter().find(|(name, _)| *name == flag.name) {
+                self.notices.push(Notice::warning(*text, "flag", flag.name));
             }
             let changed = (flag.show)(&self.config) != (flag.show)(&Config::default());
             let reason = match flag.effect {

@@ -1,6 +1,6 @@
-//! Asks every other member once a second which version it runs. The answers say three things: since
-//! when each member is connected, how long the way there and back takes, and which versions the
-//! cluster has. It decides nothing; member changes, metrics and the cluster version read it.
+//! Asks every other member once a second which version it runs, and ten times a second one that does
+//! not answer. The answers say three things: since when each member is connected, how long the way
+//! there and back takes, and which versions the cluster has. It decides nothing; member changes, metrics and the cluster version read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -12,8 +12,12 @@ use tokio::task::JoinSet;
 
 use crate::app::App;
 
-/// Time between two questions to one member.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two questions to a member that does not answer: member changes count from the first
+/// answer, so it must not come a second late. Source: how often etcd dials a peer.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// One that answers is asked each second.
+const TICKS_PER_ROUND: u64 = 10;
 
 /// Longest wait for an answer. Source: etcd's read timeout of peer connections.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
@@ -66,11 +70,12 @@ impl Probes {
 
 /// Asks until it is dropped.
 pub(super) async fn run(app: App) {
-    let mut tick = tokio::time::interval(INTERVAL);
+    let mut tick = tokio::time::interval(RETRY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // One question per member at most, so that a silent one delays nobody's turn but its own.
     let mut asking = JoinSet::new();
     let mut asked = BTreeSet::new();
+    let mut ticks = 0_u64;
     loop {
         tick.tick().await;
         while let Some(answered) = asking.try_join_next() {
@@ -83,8 +88,11 @@ pub(super) async fn run(app: App) {
         let members = app.reader.members().into_iter().map(|member| member.id);
         let others: Vec<u64> = members.filter(|id| *id != own).collect();
         app.probes.retain(&others);
+        let is_round = ticks.is_multiple_of(TICKS_PER_ROUND);
+        ticks += 1;
         for member in others {
-            if asked.insert(member) {
+            let is_due = is_round || app.probes.active_since(member).is_none();
+            if is_due && asked.insert(member) {
                 asking.spawn(ask(app.clone(), own, member));
             }
         }

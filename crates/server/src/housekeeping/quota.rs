@@ -69,7 +69,12 @@ impl Quota {
     /// # Errors
     /// `NoSpace` when the request does not fit; why the alarm could not be raised, if so.
     pub async fn admit(&self, cost: i64) -> Result<(), Error> {
-        if self.limit <= 0 || fits(self.limit, self.size.get(|| self.reader.sizes().total), cost) {
+        let look = || self.reader.sizes().total;
+        if self.limit <= 0 || fits(self.limit, self.size.get(look), cost) {
+            return Ok(());
+        }
+        // A defragmentation may have made room since the last look.
+        if !is_raised(&self.node, &self.reader) && fits(self.limit, self.size.renew(look), cost) {
             return Ok(());
         }
         raise(&self.node, &self.reader).await?;
@@ -113,20 +118,30 @@ impl Sampled {
         }
         value.load(Ordering::Relaxed)
     }
+
+    fn renew(&self, look: impl Fn() -> i64) -> i64 {
+        let size = look();
+        self.value.get_or_init(|| AtomicI64::new(size)).store(size, Ordering::Relaxed);
+        size
+    }
 }
 
 fn fits(limit: i64, size: i64, cost: i64) -> bool {
     limit <= 0 || cost == 0 || size.saturating_add(cost) < limit
 }
 
+/// Whether the alarm of this member is on.
+fn is_raised(node: &Node, reader: &Reader) -> bool {
+    let (member_id, alarm) = (node.status().member_id, AlarmType::Nospace as i32);
+    reader.alarms().iter().any(|on| on.member_id == member_id && on.alarm == alarm)
+}
+
 /// Raises the alarm of this member unless it is on already.
 async fn raise(node: &Node, reader: &Reader) -> Result<(), Error> {
-    let member_id = node.status().member_id;
-    let alarm = AlarmType::Nospace as i32;
-    let on = reader.alarms().iter().any(|a| a.member_id == member_id && a.alarm == alarm);
-    if on {
+    if is_raised(node, reader) {
         return Ok(());
     }
+    let (member_id, alarm) = (node.status().member_id, AlarmType::Nospace as i32);
     tracing::warn!(
         "raising the NOSPACE alarm: the store has reached its quota or the disk is full"
     );
@@ -207,6 +222,15 @@ mod tests {
         sampled.due = AtomicU64::new(0);
         assert_eq!(sampled.get(look), 2);
         assert!(sampled.due.load(Ordering::Relaxed) >= SAMPLE_MS);
+    }
+
+    #[test]
+    fn a_size_that_refuses_is_looked_up_again() {
+        let sampled = Sampled::new();
+        assert_eq!(sampled.get(|| 900), 900);
+        assert_eq!(sampled.get(|| 100), 900, "not old enough");
+        assert_eq!(sampled.renew(|| 100), 100);
+        assert_eq!(sampled.get(|| 500), 100, "what was found stays known");
     }
 
     #[test]

@@ -6,13 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
-use super::verify::{NameRules, read_roots};
+use super::verify::{NameRules, Roots, Usage, read_roots};
 use super::{Loaded, Rules, TlsError, read_certificates, read_key, stamps};
 use crate::config::{Config, TlsSettings};
 
@@ -82,7 +83,7 @@ fn read(settings: &TlsSettings, rules: &Rules) -> Result<ClientConfig, TlsError>
 #[derive(Debug)]
 struct Verifier {
     /// None: any certificate will do.
-    chain: Option<Arc<WebPkiServerVerifier>>,
+    chain: Option<(Arc<WebPkiServerVerifier>, Roots)>,
     names: NameRules,
     provider: Arc<CryptoProvider>,
 }
@@ -97,14 +98,15 @@ impl Verifier {
             path => path.to_owned(),
         };
         let roots = read_roots(&path)?;
-        let chain = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
+        let store = Arc::clone(&roots.store);
+        let chain = WebPkiServerVerifier::builder_with_provider(store, Arc::clone(&provider))
             .build()
             .map_err(|error| TlsError::Content {
                 path,
                 what: "authority",
                 reason: error.to_string(),
             })?;
-        Ok(Self { chain: Some(chain), names, provider })
+        Ok(Self { chain: Some((chain, roots)), names, provider })
     }
 }
 
@@ -127,9 +129,16 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        let Some((chain, roots)) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
         let verified =
-            chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+            chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let verified = match verified {
+            Err(_) if roots.contain(end_entity, Usage::Server, now) => {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                ServerCertVerified::assertion()
+            }
+            verified => verified?,
+        };
         self.names.check(end_entity)?;
         Ok(verified)
     }

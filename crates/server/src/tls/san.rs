@@ -35,7 +35,8 @@ pub(crate) async fn check_address(
         return Ok(());
     }
     if names.hosts.is_empty() {
-        return Err(format!("the certificate is valid for {:?}, not {from}", names.addresses));
+        let named: Vec<String> = names.addresses.iter().map(IpAddr::to_string).collect();
+        return Err(format!("x509: certificate is valid for {}, not {from}", named.join(", ")));
     }
     match tokio::time::timeout(LOOKUP_TIMEOUT, is_one_of(from, &names.hosts)).await {
         Ok(true) => Ok(()),

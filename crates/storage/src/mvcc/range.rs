@@ -135,7 +135,7 @@ fn is_key_order(request: &RangeRequest) -> bool {
 
 /// Sorts as asked. No order with another target than the key means ascending, after the cut. Ties
 /// keep key order, which etcd leaves open. An unknown target counts as the key.
-fn sort(request: &RangeRequest, kvs: &mut [KeyValue]) {
+pub(crate) fn sort(request: &RangeRequest, kvs: &mut [KeyValue]) {
     if is_key_order(request) {
         return;
     }
