@@ -29,7 +29,6 @@ use crate::ping_guard::PingGuard;
 use crate::shutdown::Shutdown;
 use crate::tls::Acceptor;
 
-/// Open files kept back from client connections, for the store, the log and peers. Source:
 /// How long a listen address may stay taken: for some milliseconds after a process was killed and
 /// reaped, Linux still holds its listening sockets, and a supervisor may be that quick.
 const ADDRESS_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -37,7 +36,7 @@ const ADDRESS_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Pause between two attempts.
 const ADDRESS_RETRY: Duration = Duration::from_millis(10);
 
-/// etcd's reserve.
+/// Open files kept back from client connections, for the store, the log and peers. Source: etcd.
 const RESERVED_FILES: u64 = 150;
 
 /// Connections waiting to be accepted; the system cuts it to `net.core.somaxconn`.

@@ -319,7 +319,8 @@ fn integer(token: Token<'_>, text: Option<String>) -> Option<i128> {
     if significant.len() > 20 {
         return None;
     }
-    Some(sign * significant.parse::<i128>().ok()? * 10i128.pow(zeros))
+    // Twenty digits with nineteen zeros are too much even here.
+    significant.parse::<i128>().ok()?.checked_mul(sign * 10i128.pow(zeros))
 }
 
 fn is_digits(text: &str) -> bool {
@@ -371,6 +372,10 @@ mod tests {
             (
                 "{\"nothing\":\"\u{e4}\",\"limit\":\"1 \"}",
                 "proto: (line 1:24): invalid value for int64 field limit: \"1 \"",
+            ),
+            (
+                "{\"limit\":99999999999999999999e19}",
+                "proto: (line 1:10): invalid value for int64 field limit: 99999999999999999999e19",
             ),
             ("{\"limit\":1e400}", "proto: (line 1:10): invalid value for int64 field limit: 1e400"),
             (
