@@ -82,7 +82,8 @@ fn take_over(database: &Database, raise: Option<u64>, target: &Path) {
     let found = reader.hash_kv(0).expect("it can be read");
     if raise.is_none() {
         assert_eq!(found.hash_revision, hash.hash_revision);
-        assert_eq!(found.compact_revision, hash.compact_revision);
+        // A row that `--bump-revision` left compacts as well.
+        assert!(found.compact_revision >= hash.compact_revision);
     }
     store.shutdown();
 }
