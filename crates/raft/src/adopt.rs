@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use kelson_api::Message;
 use kelson_api::command::command::Op;
 use kelson_api::command::{Batch, Command, MembersChange};
@@ -200,16 +201,26 @@ fn convert(
     entry: EtcdEntry,
     members: &mut BTreeMap<u64, Member>,
 ) -> Result<log::Entry, AdoptError> {
-    let batch = |op| {
+    let index = entry.id.index;
+    let batch = |op| -> Result<Commands, AdoptError> {
+        let is_nested = matches!(op, Op::Txn(_));
         let command = Command { op: Some(op), ..Command::default() };
-        Commands(Batch { commands: vec![command] }.encode_to_vec().into())
+        let bytes = Bytes::from(Batch { commands: vec![command] }.encode_to_vec());
+        // Here it is wrapped more deeply than in etcd's log, and what can be read there may be too deep.
+        if is_nested && Batch::decode(bytes.clone()).is_err() {
+            return Err(AdoptError::Refused(format!(
+                "entry {index} of etcd's log has too many transactions within one another: start etcd \
+                 once and stop it in order, so that the entry is in its database"
+            )));
+        }
+        Ok(Commands(bytes))
     };
     let payload = match entry.payload {
         EtcdPayload::Blank => Payload::Blank,
-        EtcdPayload::Command(op) => Payload::Commands(batch(*op)),
+        EtcdPayload::Command(op) => Payload::Commands(batch(*op)?),
         EtcdPayload::Members(change) => match change_members(change, members) {
             Some(change) => {
-                Payload::Membership(seed::membership(members)?, batch(Op::MembersChange(change)))
+                Payload::Membership(seed::membership(members)?, batch(Op::MembersChange(change))?)
             }
             // etcd refuses it when it is applied, and so changes nothing.
             None => Payload::Blank,

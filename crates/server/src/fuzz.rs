@@ -4,8 +4,8 @@
 //! shows in a form that it reads again.
 
 use kelson_api::Message;
-use kelson_api::command::Command;
 use kelson_api::command::command::Op;
+use kelson_api::command::{Batch, Command};
 use kelson_api::etcdserverpb::{
     AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
     PutRequest, RangeRequest, TxnRequest,
@@ -29,9 +29,9 @@ pub fn wire_to_command(data: &[u8]) -> Option<Command> {
     let (&kind, bytes) = data.split_first()?;
     let op = op(kind % 8, bytes)?;
     let command = Command { op: Some(op), ..Command::default() };
-    let bytes = command.encode_to_vec();
-    assert_eq!(Command::decode(bytes.as_slice()).as_ref(), Ok(&command), "the log keeps it");
-    Some(command)
+    let batch = Batch { commands: vec![command] };
+    assert_eq!(Batch::decode(batch.encode_to_vec().as_slice()).as_ref(), Ok(&batch), "as logged");
+    batch.commands.into_iter().next()
 }
 
 /// Reads bytes as the credentials of a call: as a header, as a token of each kind, and as the files

@@ -13,11 +13,16 @@ use hyper::body::Incoming;
 use serde_json::json;
 
 use crate::app::App;
+use crate::callers::ClientName;
 use crate::config::{Config, FeatureGates};
 use crate::gateway::Gateway;
 use crate::listen::HttpResponse;
 use crate::metrics::{Metrics, sources};
 use crate::version::ETCD_VERSION;
+
+/// Why the gateway refuses a client whose certificate names a user. Source: etcd.
+const NAME_IS_IGNORED: &str = "CommonName of client sending a request against gateway will be ignored \
+                               and not used as expected";
 
 /// Which listener a request came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +51,8 @@ struct Shared {
     gates: FeatureGates,
     /// `None` if a flag turns it off.
     gateway: Option<Gateway>,
+    /// The common name in a client's certificate is a user for gRPC.
+    takes_certificates: bool,
     cors: Vec<String>,
     host_whitelist: Vec<String>,
 }
@@ -65,6 +72,7 @@ impl HttpService {
                 metrics,
                 gates: config.feature_gates.clone(),
                 gateway: config.enable_grpc_gateway.then_some(gateway),
+                takes_certificates: config.client_tls.client_cert_auth,
                 cors: config.cors.clone(),
                 host_whitelist: config.host_whitelist.clone(),
             }),
@@ -83,6 +91,10 @@ impl HttpService {
         if !is_tls && !shared.allows_host(&request) {
             let text = "the Host header of the request is not in --host-whitelist";
             return error(StatusCode::MISDIRECTED_REQUEST, text);
+        }
+        if is_tls && shared.ignores_name(&request) {
+            // Before everything else, as in etcd: even a page that only asks whether it may ask.
+            return error(StatusCode::BAD_REQUEST, NAME_IS_IGNORED);
         }
         let allowed = shared.allowed_origin(&request);
         let mut response = if request.method() == Method::OPTIONS {
@@ -232,6 +244,19 @@ impl Shared {
         let origin = request.headers().get(header::ORIGIN)?;
         let text = origin.to_str().ok()?;
         self.cors.iter().any(|known| known == text).then(|| origin.clone())
+    }
+
+    /// Whether a client of the gateway may take itself for the user whom its certificate names. It is
+    /// not: the gateway knows users by tokens alone.
+    fn ignores_name<B>(&self, request: &Request<B>) -> bool {
+        let is_gateway = Gateway::below_root(request.uri().path()).is_some();
+        let name = request.extensions().get::<ClientName>();
+        let is_on = || self.app.get().is_some_and(|app| app.reader.is_auth_enabled());
+        is_gateway
+            && self.gateway.is_some()
+            && self.takes_certificates
+            && name.is_some_and(|name| !name.0.is_empty())
+            && is_on()
     }
 
     fn allows_host<B>(&self, request: &Request<B>) -> bool {

@@ -72,14 +72,19 @@ pub fn delete_range(request: &DeleteRangeRequest) -> Result<(), Error> {
     if request.key.is_empty() { Err(Error::EmptyKey) } else { Ok(()) }
 }
 
-/// Checks a transaction: size of each nesting level, its operations in the order given, then keys
+/// Transactions within one another, the outermost included. Each is two messages deep, and whoever
+/// reads a message refuses the hundred and first within one another: a command that cannot be read
+/// back from the log would end every member.
+const LEVELS_MAX: usize = 32;
+
+/// Checks a transaction: number of nesting levels, size of each, its operations in the order given, then keys
 /// that it would change twice.
 ///
 /// # Errors
 /// `TooManyOps`, the errors of the single operations, `KeyNotFound` for an empty operation,
 /// `DuplicateKey`.
 pub fn txn(request: &TxnRequest, max_ops: usize) -> Result<(), Error> {
-    level(request, max_ops)?;
+    level(request, max_ops, LEVELS_MAX)?;
     changes(&request.success)?;
     changes(&request.failure)?;
     Ok(())
@@ -104,8 +109,10 @@ pub fn branches(request: &TxnRequest) -> impl Iterator<Item = &RequestOp> {
     request.success.iter().chain(&request.failure)
 }
 
-/// Checks one nesting level. A nested transaction may use what its parent's widest list leaves.
-fn level(request: &TxnRequest, max_ops: usize) -> Result<(), Error> {
+/// Checks one nesting level. A nested transaction may use what its parent's widest list leaves, and
+/// one of the levels that are left.
+fn level(request: &TxnRequest, max_ops: usize, levels: usize) -> Result<(), Error> {
+    let levels = levels.checked_sub(1).ok_or(Error::TooManyOps)?;
     let widest = request.compare.len().max(request.success.len()).max(request.failure.len());
     let Some(left) = max_ops.checked_sub(widest) else {
         return Err(Error::TooManyOps);
@@ -118,7 +125,7 @@ fn level(request: &TxnRequest, max_ops: usize) -> Result<(), Error> {
             Some(Request::RequestRange(request)) => range(request)?,
             Some(Request::RequestPut(request)) => put(request)?,
             Some(Request::RequestDeleteRange(request)) => delete_range(request)?,
-            Some(Request::RequestTxn(request)) => level(request, left)?,
+            Some(Request::RequestTxn(request)) => level(request, left, levels)?,
             None => return Err(Error::KeyNotFound),
         }
     }

@@ -1,7 +1,7 @@
 //! Who a client is by its certificate: with `--client-cert-auth` the common name is a user, unless the
 //! call brings a token or comes through the gateway.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kelson_api::authpb::{Permission, UserAddOptions};
 use kelson_api::etcdserverpb::auth_client::AuthClient;
@@ -11,8 +11,10 @@ use kelson_raft::{Node, NodeConfig};
 use kelson_server::app::App;
 use kelson_server::callers::{Callers, Tokens};
 use kelson_server::config::{Command, Config, load};
+use kelson_server::gateway::Gateway;
 use kelson_server::grpc_layer::GrpcService;
 use kelson_server::housekeeping::Checks;
+use kelson_server::http::{HttpService, Surface};
 use kelson_server::listen::{ConnectionRules, Listener};
 use kelson_server::metrics::Metrics;
 use kelson_server::shutdown::Shutdown;
@@ -25,6 +27,7 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -108,14 +111,22 @@ impl Member {
         let routes = services::routes(&app, housekeeping.lessor());
         let shutdown = Shutdown::default();
         let slow = std::time::Duration::from_secs(60);
-        let grpc = GrpcService::new(routes, metrics, shutdown.clone(), slow);
+        let grpc = GrpcService::new(routes, Arc::clone(&metrics), shutdown.clone(), slow);
+        let (_services, ready) = tokio::sync::watch::channel(Some(grpc.clone()));
+        let gateway = Gateway::new(ready, config.limits().max_decoding_bytes());
+        let http = HttpService::new(&config, metrics, Arc::new(OnceLock::from(app)), gateway);
         let acceptor = Arc::new(Acceptor::new(&config.client_tls, &config).expect("TLS"));
         let url = &config.listen_client_urls[0];
         let listener = Listener::bind(url, &config, Some(&acceptor)).expect("bound");
         let address = listener.local_addr().expect("an address");
         let handler = move |request| {
-            let grpc = grpc.clone();
-            async move { grpc.call(request).await }
+            let (grpc, http) = (grpc.clone(), http.clone());
+            async move {
+                match GrpcService::is_grpc(&request) {
+                    true => grpc.call(request).await,
+                    false => http.call(Surface::Client { is_tls: true }, request).await,
+                }
+            }
         };
         let rules = ConnectionRules::new(&config);
         tokio::spawn(listener.serve(rules, None, shutdown.clone(), handler));
@@ -130,8 +141,8 @@ impl Member {
         }
     }
 
-    /// A connection with a certificate for this name.
-    async fn connect(&self, cn: Option<&str>) -> Channel {
+    /// The settings of a client with a certificate for this name.
+    fn client(&self, cn: Option<&str>, protocol: &str) -> TlsConnector {
         let (cert, key) = issue(&self.issuer, cn);
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(self.ca.as_bytes()) {
@@ -146,8 +157,13 @@ impl Member {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain.expect("a chain"), key)
             .expect("an identity");
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let (connector, address) = (TlsConnector::from(Arc::new(config)), self.address);
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        TlsConnector::from(Arc::new(config))
+    }
+
+    /// A connection with a certificate for this name.
+    async fn connect(&self, cn: Option<&str>) -> Channel {
+        let (connector, address) = (self.client(cn, "h2"), self.address);
         let connect = move |_: Uri| {
             let connector = connector.clone();
             async move {
@@ -159,6 +175,24 @@ impl Member {
         };
         let endpoint = Endpoint::from_static("http://localhost");
         endpoint.connect_with_connector(tower::service_fn(connect)).await.expect("it connects")
+    }
+
+    /// The answer to a request of HTTP/1.1 by a client with a certificate for this name: head and body.
+    async fn http(&self, cn: Option<&str>, head: &str, body: &str) -> (String, String) {
+        let stream = TcpStream::connect(self.address).await.expect("connected");
+        let name = ServerName::try_from("localhost").expect("a name");
+        let connector = self.client(cn, "http/1.1");
+        let mut stream = connector.connect(name, stream).await.expect("a handshake");
+        let text = format!(
+            "{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n\
+             {body}",
+            body.len()
+        );
+        stream.write_all(text.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
+        (head.to_owned(), body.to_owned())
     }
 
     /// The users root, with a password, and ann, who has none and may do what she likes with `a`.
@@ -250,6 +284,45 @@ async fn the_gateways_certificate_is_nobodys() {
     member.make_users(&ann).await;
     let through = put(&ann, "a", Some(("grpcgateway-accept", "application/json"))).await;
     assert_eq!(said(through), "etcdserver: user name is empty");
+}
+
+/// Recorded from etcd 3.7.3.
+const IGNORED: &str = "CommonName of client sending a request against gateway will be ignored and not \
+                       used as expected\n";
+
+#[tokio::test]
+async fn the_gateway_refuses_clients_that_trust_in_their_names() {
+    let member = Member::start(&["--client-cert-auth"]).await;
+    let read = "POST /v3/kv/range";
+    let (head, _) = member.http(Some("ann"), read, r#"{"key":"YQ=="}"#).await;
+    assert!(head.starts_with("HTTP/1.1 200"), "without users, names do not matter: {head}");
+    member.make_users(&member.connect(Some("ann")).await).await;
+    for (name, path) in [
+        ("ann", read),
+        ("eve", "POST /v3beta/kv/range"),
+        ("ann", "OPTIONS /v3/kv/range"),
+        ("ann", "GET /v3/nothing"),
+    ] {
+        let (head, body) = member.http(Some(name), path, r#"{"key":"YQ=="}"#).await;
+        assert!(head.starts_with("HTTP/1.1 400"), "{path}: {head}");
+        assert!(head.contains("text/plain") && !head.contains("access-control"), "{head}");
+        assert_eq!(body, IGNORED);
+    }
+    let (head, _) = member.http(Some("ann"), "GET /version", "").await;
+    assert!(head.starts_with("HTTP/1.1 200"), "that is not the gateway: {head}");
+    let login = r#"{"name":"root","password":"secret"}"#;
+    let (head, body) = member.http(None, "POST /v3/auth/authenticate", login).await;
+    assert!(head.starts_with("HTTP/1.1 200") && body.contains("token"), "nobody's: {head} {body}");
+}
+
+#[tokio::test]
+async fn the_gateway_takes_any_certificate_unless_names_are_users() {
+    let member = Member::start(&[]).await;
+    let ann = member.connect(Some("ann")).await;
+    member.make_users(&ann).await;
+    let login = r#"{"name":"root","password":"secret"}"#;
+    let (head, body) = member.http(Some("ann"), "POST /v3/auth/authenticate", login).await;
+    assert!(head.starts_with("HTTP/1.1 200") && body.contains("token"), "{head} {body}");
 }
 
 #[tokio::test]

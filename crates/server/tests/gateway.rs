@@ -87,6 +87,24 @@ fn requests_of_a_stream_may_come_one_by_one() {
     assert_eq!(created["result"]["watch_id"], "1", "{created}");
 }
 
+/// Once, such a request was agreed on and could not be read back: it ended every member for ever.
+#[test]
+fn transactions_within_one_another_end_nobody() {
+    let server = Server::start(&[]);
+    let nested = |levels: usize| {
+        let level = "{\"success\":[{\"request_txn\":".repeat(levels - 1);
+        let put = "{\"success\":[{\"request_put\":{\"key\":\"YQ==\"}}]}";
+        format!("{level}{put}{}", "}]}".repeat(levels - 1))
+    };
+    for levels in [33, 48, 49, 50, 51, 63] {
+        let (status, answer) = post(server.client, "/v3/kv/txn", "", &nested(levels));
+        assert_eq!(status, 400, "{levels}: {answer}");
+    }
+    let (status, answer) = post(server.client, "/v3/kv/txn", "", &nested(32));
+    assert_eq!(status, 200, "{answer}");
+    put(server.client, "Yg==", "MQ==");
+}
+
 #[test]
 fn a_stream_says_why_it_ends() {
     let mut server = Server::start(&[]);

@@ -21,6 +21,7 @@ use kelson_api::etcdserverpb::{
 use kelson_api::{Error, Message};
 
 use crate::mvcc::state::State;
+use crate::sabotage::{self, Variant};
 use crate::types::{Delta, MetaChange, Reply};
 use rights::Rights;
 
@@ -79,7 +80,7 @@ impl Auth {
     pub(crate) fn new(rows: AuthRows) -> Self {
         let revision = rows.revision();
         let mut auth = Self {
-            is_enabled: rows.enabled.unwrap_or(false),
+            is_enabled: rows.enabled.unwrap_or(false) && !sabotage::is(Variant::AuthOffAtStart),
             revision,
             users: rows.users.into_iter().map(|user| (text(&user.name), user)).collect(),
             roles: rows.roles.into_iter().map(|role| (text(&role.name), role)).collect(),
@@ -368,7 +369,9 @@ pub(crate) fn carry_out(state: &State, delta: &mut Delta, op: &Op) -> Result<Rep
         }
         Op::UserChangePassword(request) => {
             auth.change_password(delta, request)?;
-            state.tokens.remove_user(&request.name);
+            if !sabotage::is(Variant::TokenOutlivesPassword) {
+                state.tokens.remove_user(&request.name);
+            }
         }
         Op::UserGrantRole(request) => auth.grant_role(delta, request)?,
         Op::UserRevokeRole(request) => auth.revoke_role(delta, request)?,

@@ -68,3 +68,9 @@ pub fn fuzz_bolt(data: &[u8], file: &std::path::Path) {
 pub fn fuzz_wal(data: &[u8], dir: &std::path::Path) {
     etcd::fuzz_wal(data, dir);
 }
+
+/// Body of a fuzz target: any bytes as a snapshot that is restored, in the empty directory `dir`.
+#[doc(hidden)]
+pub fn fuzz_restore(data: &[u8], dir: &std::path::Path) {
+    etcd::fuzz_restore(data, dir);
+}

@@ -97,6 +97,20 @@ pub enum Variant {
     HeaderAhead,
     /// 26
     MoreForgotten,
+    /// 27
+    NestedUnchecked,
+    /// 27
+    PrevKvUnchecked,
+    /// 27
+    AttachUnchecked,
+    /// 27
+    WatchUnchecked,
+    /// 28
+    OldRightsAccepted,
+    /// 28
+    TokenOutlivesPassword,
+    /// 28
+    AuthOffAtStart,
 }
 
 /// Whether this variant was chosen for this process.
@@ -194,6 +208,18 @@ mod build {
         (V::SlowWatcherBlocks, "slow-watcher-blocks", 25, "all wait for the slowest watcher"),
         (V::HeaderAhead, "header-ahead", 26, "a serializable read claims a later revision"),
         (V::MoreForgotten, "more-forgotten", 26, "a read of the past does not say that it was cut"),
+        (V::NestedUnchecked, "nested-unchecked", 27, "what is nested in a txn needs no right"),
+        (V::PrevKvUnchecked, "prev-kv-unchecked", 27, "who may write is shown the old value"),
+        (V::AttachUnchecked, "attach-unchecked", 27, "any lease may be given to a key"),
+        (V::WatchUnchecked, "watch-unchecked", 27, "whoever has a token may watch everything"),
+        (V::OldRightsAccepted, "old-rights-accepted", 28, "nobody looks how old a right is"),
+        (
+            V::TokenOutlivesPassword,
+            "token-outlives-password",
+            28,
+            "tokens stay good when their password has been changed",
+        ),
+        (V::AuthOffAtStart, "auth-off-at-start", 28, "after a start users do not count"),
     ];
 
     static CHOSEN: OnceLock<Result<Option<Variant>, String>> = OnceLock::new();

@@ -1,5 +1,5 @@
 """Drives the store with the `etcd3gw` package, which speaks JSON over HTTP: status, members, put, get,
-delete, create, replace, transaction, lease, lock, watch and the errors.
+delete, create, replace, transaction, lease, lock, watch, the errors, and all of it as a user.
 
 It never prints anything on success; the first surprise ends it with a message and status 1.
 """
@@ -35,6 +35,8 @@ def main():
     locks(client, other)
     watches(client, other)
     errors(client)
+    if os.environ.get("AUTH"):
+        users(client)
 
 
 def connect():
@@ -174,6 +176,61 @@ def errors(client):
     refused = requests.post(os.environ["ENDPOINT"] + "/v3/kv/put", data="{", timeout=20)
     expect(refused.status_code, 400, "broken JSON")
     expect(refused.json()["code"], 3, "code of broken JSON")
+
+
+def users(client):
+    """Leaves the store without users again; the package itself has no calls to make them."""
+    def auth(path, token=None, **fields):
+        headers = {"Authorization": token} if token else {}
+        answer = requests.post(f"{os.environ['ENDPOINT']}/v3/auth/{path}", json=fields,
+                               headers=headers, timeout=20)
+        expect(answer.status_code, 200, f"{path}: {answer.text}")
+        return answer.json()
+
+    def as_user(name):
+        token = auth("authenticate", name=name, password="secret")["token"]
+        other = connect()
+        other.session.headers["Authorization"] = token
+        return other, token
+
+    own = base64.b64encode((PREFIX + "u/").encode()).decode()
+    end = base64.b64encode((PREFIX + "u0").encode()).decode()
+    auth("role/add", name="gateway-role")
+    auth("role/grant", name="gateway-role",
+         perm={"permType": "READWRITE", "key": own, "range_end": end})
+    for name, role in (("gateway-user", "gateway-role"), ("root", "root")):
+        auth("user/add", name=name, password="secret")
+        auth("user/grant", user=name, role=role)
+    auth("enable")
+    (root, token), (user, _) = as_user("root"), as_user("gateway-user")
+    root.put(PREFIX + "other", "1")
+    lease = user.lease(ttl=60)
+    user.put(PREFIX + "u/a", "1", lease=lease)
+    expect(user.get(PREFIX + "u/a"), [b"1"], "a key of the user's own")
+    expect(lease.keys(), [b"client-gateway/u/a"], "the lease on it")
+    expect(user.replace(PREFIX + "u/a", "1", "2"), True, "a swap of its value")
+    timer = threading.Timer(0.5, user.put, (PREFIX + "u/b", "x"))
+    timer.start()
+    expect(user.watch_once(PREFIX + "u/b", timeout=20)["kv"]["value"], b"x", "a watch of one")
+    timer.join()
+    for what, request, want in (
+        ("a read", lambda: user.get(PREFIX + "other"), "permission denied"),
+        ("a list", lambda: user.get_prefix(PREFIX), "permission denied"),
+        ("a swap", lambda: user.replace(PREFIX + "other", "1", "2"), "permission denied"),
+        ("nobody's read", lambda: client.get(PREFIX + "u/a"), "user name is empty"),
+    ):
+        try:
+            request()
+        except exceptions.Etcd3Exception as error:
+            if want not in (error.detail_text or ""):
+                raise SystemExit(f"{what}: {error.detail_text!r}")
+        else:
+            raise SystemExit(f"{what} was answered")
+    lease.revoke()
+    auth("disable", token=token)
+    for name in ("gateway-user", "root"):
+        auth("user/delete", name=name)
+    auth("role/delete", role="gateway-role")
 
 
 main()

@@ -15,8 +15,8 @@ use prost_reflect::{
 };
 use tonic::Status;
 
-/// Messages within one another; the services read no more than a hundred.
-const DEPTH_MAX: usize = 128;
+/// Messages within one another: the services read a hundred below the outermost one.
+const DEPTH_MAX: usize = 101;
 
 /// Reads one JSON value as this message, and gives its bytes.
 ///
@@ -319,7 +319,8 @@ fn integer(token: Token<'_>, text: Option<String>) -> Option<i128> {
     if significant.len() > 20 {
         return None;
     }
-    Some(sign * significant.parse::<i128>().ok()? * 10i128.pow(zeros))
+    // Twenty digits with nineteen zeros are too much even here.
+    significant.parse::<i128>().ok()?.checked_mul(sign * 10i128.pow(zeros))
 }
 
 fn is_digits(text: &str) -> bool {
@@ -372,6 +373,10 @@ mod tests {
                 "{\"nothing\":\"\u{e4}\",\"limit\":\"1 \"}",
                 "proto: (line 1:24): invalid value for int64 field limit: \"1 \"",
             ),
+            (
+                "{\"limit\":99999999999999999999e19}",
+                "proto: (line 1:10): invalid value for int64 field limit: 99999999999999999999e19",
+            ),
             ("{\"limit\":1e400}", "proto: (line 1:10): invalid value for int64 field limit: 1e400"),
             (
                 "{\"limit\":\"01\"}",
@@ -387,6 +392,13 @@ mod tests {
         let latin =
             to_protobuf(&routes::nth(0).input, b"{\"key\":\"\xe4\"}").expect_err("no UTF-8");
         assert!(latin.message().ends_with("invalid UTF-8 in string"), "{latin}");
+        let nested = |levels: usize| {
+            let level = "{\"success\":[{\"request_txn\":".repeat(levels);
+            format!("{level}{{}}{}", "}]}".repeat(levels))
+        };
+        assert_eq!(again("kv/txn", &nested(50)), Ok(nested(50)), "as deep as the services read");
+        let too_deep = again("kv/txn", &nested(51));
+        assert_eq!(too_deep, Err("proto: exceeded max recursion depth".to_owned()));
         let deep = "{\"success\":[{\"request_txn\":".repeat(100);
         assert_eq!(again("kv/txn", &deep), Err("proto: exceeded max recursion depth".to_owned()));
     }

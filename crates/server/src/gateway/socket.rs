@@ -16,8 +16,9 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 use super::{Lines, Pieces};
 use crate::listen::HttpResponse;
 
-/// Messages that may wait to be read by the service; the client is slowed down beyond it.
-const WAITING_MAX: usize = 16;
+/// Messages that may wait to be read by the service; the client is slowed down beyond it. One, for each
+/// may be as long as a request may be.
+const WAITING_MAX: usize = 1;
 
 /// Whether a request asks for a WebSocket connection.
 pub(super) fn is_asked_for<B>(request: &Request<B>) -> bool {

@@ -1,11 +1,9 @@
-//! The Auth service: users, roles, and tokens for those who know a password. Hashing passwords is
-//! meant to be slow; it runs on threads of its own, a few at a time, and only here: what goes into the
-//! log is a hash. Who may change users is decided where the change is applied.
+//! The Auth service: users, roles, and tokens for those who know a password. Passwords are hashed here
+//! (`hashing`) and go no further: what goes into the log is a hash. Who may change users is decided
+//! where the change is applied.
 
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use kelson_api::Error;
 use kelson_api::command::command::Op;
 use kelson_api::etcdserverpb::auth_server::Auth;
@@ -14,25 +12,20 @@ use kelson_raft::Node;
 use kelson_storage::{Reader, Reply};
 use tonic::{Request, Response, Status};
 
-use super::blocking::Blocking;
 use super::gate::Gate;
+use super::hashing::Hashing;
 use super::mismatched;
 use crate::app::App;
 use crate::callers::{Caller, Callers};
 use crate::header::header;
-use crate::limits::Limits;
-
-/// Bytes of a password that its hash takes in.
-const PASSWORD_MAX: usize = 72;
 
 /// Serves users, roles and tokens.
 pub(super) struct AuthService {
     node: Node,
     reader: Reader,
-    limits: Arc<Limits>,
     gate: Gate,
     callers: Arc<Callers>,
-    hashing: Blocking,
+    hashing: Hashing,
 }
 
 impl AuthService {
@@ -40,10 +33,9 @@ impl AuthService {
         Self {
             node: app.node.clone(),
             reader: app.reader.clone(),
-            limits: Arc::clone(&app.limits),
             gate: Gate::new(app),
             callers: Arc::clone(&app.callers),
-            hashing: Blocking::new(),
+            hashing: Hashing::new(app.limits.bcrypt_cost),
         }
     }
 
@@ -66,21 +58,6 @@ impl AuthService {
         Ok(self.header(self.reader.revision()))
     }
 
-    /// The hash of a password, as a request carries it.
-    async fn hash(&self, password: String) -> Result<String, Status> {
-        if password.len() > PASSWORD_MAX {
-            return Err(Error::PasswordTooLong.into());
-        }
-        let cost = self.limits.bcrypt_cost;
-        let hashed = self.hashing.run(move || bcrypt::hash_with_result(password, cost)).await?;
-        let parts = hashed.map_err(|error| {
-            tracing::error!(%error, "a password cannot be hashed");
-            Status::unknown(format!("bcrypt: {error}"))
-        })?;
-        // The version that etcd writes.
-        Ok(STANDARD.encode(parts.format_for_version(bcrypt::Version::TwoA)))
-    }
-
     /// Whether a password is right; gives the auth revision at which it is.
     async fn check_password(&self, request: &AuthenticateRequest) -> Result<u64, Status> {
         if !self.reader.is_auth_enabled() {
@@ -91,12 +68,7 @@ impl AuthService {
         if user.options.is_some_and(|options| options.no_password) {
             return Err(Error::NoPasswordUser.into());
         }
-        let password = request.password.clone();
-        let is_right = self.hashing.run(move || {
-            let hash = str::from_utf8(&user.password).unwrap_or_default();
-            // A hash that is none fits no password.
-            bcrypt::verify(password, hash).unwrap_or(false)
-        });
+        let is_right = self.hashing.check(request.password.clone(), user.password);
         if !is_right.await? {
             tracing::warn!(user = request.name, "invalid authentication was requested");
             return Err(Error::AuthFailed.into());
@@ -164,7 +136,7 @@ impl Auth for AuthService {
         caller.admin().await?;
         let password = std::mem::take(&mut request.password);
         if !request.options.is_some_and(|options| options.no_password) {
-            request.hashed_password = self.hash(password).await?;
+            request.hashed_password = self.hashing.hash(password).await?;
         }
         let header = self.change(caller, Op::UserAdd(request)).await?;
         Ok(Response::new(AuthUserAddResponse { header }))
@@ -212,7 +184,7 @@ impl Auth for AuthService {
         caller.admin().await?;
         let password = std::mem::take(&mut request.password);
         if !password.is_empty() {
-            request.hashed_password = self.hash(password).await?;
+            request.hashed_password = self.hashing.hash(password).await?;
         }
         let header = self.change(caller, Op::UserChangePassword(request)).await?;
         Ok(Response::new(AuthUserChangePasswordResponse { header }))

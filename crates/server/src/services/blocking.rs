@@ -18,7 +18,12 @@ pub(crate) struct Blocking {
 
 impl Blocking {
     pub(crate) fn new() -> Self {
-        Self { running: Arc::new(Semaphore::new(RUNNING_MAX)) }
+        Self::with(RUNNING_MAX)
+    }
+
+    /// With another bound than that for reads.
+    pub(crate) fn with(running_max: usize) -> Self {
+        Self { running: Arc::new(Semaphore::new(running_max)) }
     }
 
     /// Runs `work` and returns what it returns.

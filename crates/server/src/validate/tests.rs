@@ -1,6 +1,9 @@
 //! Tables of requests and the error that etcd gives for each.
 
 use bytes::Bytes;
+use kelson_api::Message;
+use kelson_api::command::command::Op;
+use kelson_api::command::{Batch, Command};
 use kelson_api::etcdserverpb::Compare;
 
 use super::*;
@@ -65,6 +68,22 @@ fn a_nested_level_may_use_what_its_parent_leaves() {
     assert_eq!(with_nested(127, 0), Ok(()));
     assert_eq!(with_nested(127, 1), Err(Error::TooManyOps));
     assert_eq!(with_nested(126, 1), Ok(()));
+}
+
+/// Transactions within one another, with an operation of each kind in the innermost.
+fn deep(levels: usize) -> TxnRequest {
+    let compare = vec![Compare { key: bytes("k"), ..Default::default() }];
+    let innermost = TxnRequest { compare, ..then(many(0, 1)) };
+    (1..levels).fold(innermost, |inner, _| then(vec![op(Request::RequestTxn(inner))]))
+}
+
+#[test]
+fn what_is_let_through_can_be_read_back_from_the_log() {
+    assert_eq!(txn(&deep(LEVELS_MAX), 128), Ok(()));
+    assert_eq!(txn(&deep(LEVELS_MAX + 1), 128), Err(Error::TooManyOps));
+    let command = Command { op: Some(Op::Txn(deep(LEVELS_MAX))), ..Command::default() };
+    let batch = Batch { commands: vec![command] };
+    assert_eq!(Batch::decode(batch.encode_to_vec().as_slice()), Ok(batch));
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //! every member comes to the same decision; reads are judged by what this member has applied. As long
 //! as auth is off, everything is allowed to everybody.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use kelson_api::Error;
 use kelson_api::authpb::{Permission, User};
@@ -16,12 +19,16 @@ use super::{Auth, has_root_role};
 use crate::lease::Leases;
 use crate::mvcc::state::State;
 use crate::reader::Reader;
+use crate::sabotage::{self, Variant};
 
 /// One client in front of the rules of this moment.
 struct Judge<'a> {
     auth: &'a Auth,
     leases: &'a Leases,
     asker: &'a Asker,
+    /// Leases to which keys may be attached. Each is gone through once, however many puts of a
+    /// transaction name it: it may have many keys, and everybody waits for whoever is judged.
+    writable: RefCell<BTreeSet<i64>>,
 }
 
 /// Whether a client is one who may give such a command at all. Comes before alarms, as in etcd.
@@ -47,7 +54,7 @@ fn judge(
     if !auth.is_enabled {
         return Ok(());
     }
-    rule(&Judge { auth: &auth, leases: &leases, asker })
+    rule(&Judge { auth: &auth, leases: &leases, asker, writable: RefCell::default() })
 }
 
 impl Judge<'_> {
@@ -110,7 +117,7 @@ impl Judge<'_> {
             return Err(Error::UserEmpty);
         }
         // Rights may have been taken away since the client was recognized.
-        if *auth_revision < self.auth.revision {
+        if *auth_revision < self.auth.revision && !sabotage::is(Variant::OldRightsAccepted) {
             return Err(Error::AuthOldRevision);
         }
         let is_root = self.auth.users.get(user).is_some_and(has_root_role);
@@ -124,8 +131,10 @@ impl Judge<'_> {
     fn put(&self, request: &PutRequest) -> Result<(), Error> {
         self.keys(&request.key, b"", Access::Write)?;
         // Who attaches a key to a lease can let it be deleted, and keep others from revoking it.
-        self.lease(request.lease, Access::Write)?;
-        if request.prev_kv {
+        if !sabotage::is(Variant::AttachUnchecked) {
+            self.attach(request.lease)?;
+        }
+        if request.prev_kv && !sabotage::is(Variant::PrevKvUnchecked) {
             self.keys(&request.key, b"", Access::Read)?;
         }
         Ok(())
@@ -133,7 +142,7 @@ impl Judge<'_> {
 
     fn delete_range(&self, request: &DeleteRangeRequest) -> Result<(), Error> {
         self.keys(&request.key, &request.range_end, Access::Write)?;
-        if request.prev_kv {
+        if request.prev_kv && !sabotage::is(Variant::PrevKvUnchecked) {
             self.keys(&request.key, &request.range_end, Access::Read)?;
         }
         Ok(())
@@ -155,9 +164,18 @@ impl Judge<'_> {
             }
             Some(Request::RequestPut(put)) => self.put(put),
             Some(Request::RequestDeleteRange(delete)) => self.delete_range(delete),
+            Some(Request::RequestTxn(_)) if sabotage::is(Variant::NestedUnchecked) => Ok(()),
             Some(Request::RequestTxn(inner)) => self.txn(inner),
             None => Ok(()),
         }
+    }
+
+    fn attach(&self, lease: i64) -> Result<(), Error> {
+        if !self.writable.borrow().contains(&lease) {
+            self.lease(lease, Access::Write)?;
+            self.writable.borrow_mut().insert(lease);
+        }
+        Ok(())
     }
 
     /// All keys of a lease; one that is unknown has none.

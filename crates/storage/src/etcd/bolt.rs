@@ -25,8 +25,9 @@ const VERSION: u32 = 2;
 const PAGE_SIZES: [u64; 7] = [1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16];
 /// A tree with two children per branch and as many pages as fit into a file is not deeper.
 const DEPTH_MAX: usize = 64;
-/// Buckets of one file; etcd has ten.
-const BUCKETS_MAX: usize = 1024;
+/// Buckets of one file; etcd has ten. Each is walked on its own, so they may share pages: this bounds
+/// how often a page is read.
+const BUCKETS_MAX: usize = 64;
 /// Longest run of pages: one value is at most a few MiB in etcd, and this stays in memory.
 const RUN_BYTES_MAX: u64 = 1 << 30;
 
@@ -209,9 +210,6 @@ impl Bolt {
         if !(2..self.pages).contains(&number) {
             return Err(self.damaged(number, "there is no such page"));
         }
-        if !walk.visit(number) {
-            return Err(self.damaged(number, "it is used twice"));
-        }
         let offset = number * self.page_bytes;
         let mut header = [0; PAGE_HEADER];
         self.read(&mut header, offset)?;
@@ -222,6 +220,10 @@ impl Bolt {
         let run = u64::from(le32(&header, 12)) + 1;
         if number + run > self.pages || run * self.page_bytes > RUN_BYTES_MAX {
             return Err(self.damaged(number, "it goes on behind the end"));
+        }
+        // All that belong to it: else a small file could have many large pages.
+        if let Some(again) = (number..number + run).find(|page| !walk.visit(*page)) {
+            return Err(self.damaged(again, "it is used twice"));
         }
         let mut page = vec![0; (run * self.page_bytes) as usize];
         self.read(&mut page, offset)?;
@@ -249,7 +251,8 @@ impl Bolt {
         each: Each<'_>,
     ) -> Result<(), EtcdFileError> {
         let count = page.get(10..12).map_or(0, |count| usize::from(le16(count, 0)));
-        if PAGE_HEADER + count * ELEMENT > page.len() {
+        let mut free = PAGE_HEADER + count * ELEMENT;
+        if free > page.len() {
             return Err(self.damaged(number, "a leaf without room for its pairs"));
         }
         for place in 0..count {
@@ -257,11 +260,18 @@ impl Bolt {
             let field = |at: usize| le32(page, element + at) as usize;
             let key_at = element + field(4);
             let value_at = key_at + field(8);
-            let (key, value) = (page.get(key_at..value_at), value_at + field(12));
-            let value = page.get(value_at..value);
-            let (Some(key), Some(value)) = (key, value) else {
+            let end = value_at + field(12);
+            let (Some(key), Some(value)) = (page.get(key_at..value_at), page.get(value_at..end))
+            else {
                 return Err(self.damaged(number, format!("pair {place} reaches beyond it")));
             };
+            // bbolt writes them one behind the other. If they could share bytes, a small page could
+            // hold any amount.
+            if key_at < free {
+                let reason = format!("pair {place} begins within the one before or their list");
+                return Err(self.damaged(number, reason));
+            }
+            free = end;
             if !walk.follows(key) {
                 return Err(self.damaged(number, format!("pair {place} is out of order")));
             }
@@ -363,5 +373,35 @@ pub(super) fn with_sound_meta(data: &[u8]) -> Vec<u8> {
     let sum = checksum(&meta);
     meta.extend_from_slice(&sum.to_le_bytes());
     file[PAGE_HEADER..PAGE_HEADER + META].copy_from_slice(&meta);
+    file
+}
+
+/// For the fuzz target: any bytes as a whole file whose checksums, page numbers and length are right.
+pub(super) fn sealed(data: &[u8]) -> Vec<u8> {
+    let named = data.get(PAGE_HEADER + 8..PAGE_HEADER + 12).map_or(0, |field| le32(field, 0));
+    let page_bytes = PAGE_SIZES.into_iter().find(|size| *size == u64::from(named));
+    let page = page_bytes.unwrap_or(4096) as usize;
+    let pages = data.len().div_ceil(page).max(3);
+    let mut file = data.to_vec();
+    file.resize(pages * page, 0);
+    for start in [0, page] {
+        let meta = &mut file[start + PAGE_HEADER..start + PAGE_HEADER + META];
+        for (place, field) in [MAGIC, VERSION, page as u32].into_iter().enumerate() {
+            meta[place * 4..place * 4 + 4].copy_from_slice(&field.to_le_bytes());
+        }
+        if le64(meta, 40) > pages as u64 {
+            meta[40..48].copy_from_slice(&(pages as u64).to_le_bytes());
+        }
+        let sum = checksum(&meta[..56]);
+        meta[56..].copy_from_slice(&sum.to_le_bytes());
+    }
+    let mut number = 2;
+    while number < pages {
+        let start = number * page;
+        file[start..start + 8].copy_from_slice(&(number as u64).to_le_bytes());
+        // Pages that continue this one have no header, as long as they fit in.
+        let more = le32(&file, start + 12) as usize;
+        number += 1 + if more < pages - number { more } else { 0 };
+    }
     file
 }

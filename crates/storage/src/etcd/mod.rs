@@ -9,6 +9,7 @@
 mod bolt;
 mod database;
 mod export;
+mod fuzz;
 mod import;
 mod target;
 mod wal;
@@ -20,6 +21,7 @@ pub use database::{
     AuthRows, Compactions, Database, DatabaseStatus, Digest, Imprint, check_digest,
 };
 pub use export::{EtcdVersion, Founding, export};
+pub(crate) use fuzz::restore as fuzz_restore;
 pub use import::{ImportError, Imported, Plan, import};
 pub use target::{Target, finish_adoption, is_etcd_dir};
 pub use wal::{ConfChange, ConfChangeKind, EtcdEntry, EtcdLog, Payload, read_wal};

@@ -6,6 +6,7 @@
 //! Order of pages: two metas, leaves of the row bucket, its branches, the small buckets, the root.
 //! There are no free pages and no free list.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use bytes::Bytes;
@@ -186,6 +187,19 @@ impl Rest {
         self.next += (page.len() / PAGE) as u64;
         number
     }
+}
+
+/// A whole file with any buckets, in memory: for the fuzz target of who reads such files.
+pub(crate) fn file_of(buckets: &BTreeMap<&'static str, Bucket>) -> Vec<u8> {
+    let mut rest = Rest { bytes: Vec::new(), next: FIRST_PAGE };
+    let mut root = Bucket::new();
+    for (name, pairs) in buckets {
+        let page = rest.tree(&pairs.iter().collect::<Vec<_>>(), 0);
+        root.insert(name.as_bytes().to_vec(), bucket_value(page));
+    }
+    let root_page = rest.tree(&root.iter().collect::<Vec<_>>(), IS_BUCKET);
+    let metas = [2, 1].map(|number| meta_page(2 - number, root_page, rest.next, number));
+    [metas.concat(), rest.bytes].concat()
 }
 
 /// Cuts elements into pages: as many as fit, at least two.

@@ -18,6 +18,7 @@ use crate::persist::{Hold, Persister};
 use crate::reader::Reader;
 use crate::types::{Fatal, RevisionKey, Row};
 
+pub(crate) use bbolt::file_of;
 pub(crate) use content::{Buckets, KEY_BUCKET, is_left_out_of_hash, member_json};
 
 /// Rows read at a time.

@@ -36,7 +36,7 @@ const THIN: Test = Test::Jepsen(&["storm", "--only", "thin-follower", "--seconds
 const DELAY: Test = Test::Jepsen(&["smoke", "--only", "delay-50-ms", "--seconds", "8"]);
 
 /// All of them, in the order of the claims.
-pub(crate) const MUTANTS: [Mutant; 45] = [
+pub(crate) const MUTANTS: [Mutant; 52] = [
     of("local-reads", ALONE),
     of("late-readers", THIN),
     of("unproven-leader", ALONE),
@@ -106,4 +106,14 @@ pub(crate) const MUTANTS: [Mutant; 45] = [
     ),
     of("header-ahead", Test::Script("kv/range")),
     of("more-forgotten", Test::Script("kv/range")),
+    of("nested-unchecked", Test::Cargo("auth_matrix", "nesting_hides_no_operation")),
+    of("prev-kv-unchecked", Test::Cargo("auth_matrix", "prev_kv_is_a_read")),
+    of("attach-unchecked", Test::Cargo("auth_matrix", "no_key_is_attached_to_a_lease_of_others")),
+    of("watch-unchecked", Test::Cargo("auth_matrix", "a_watch_of_one_key_shows_one_key")),
+    of(
+        "old-rights-accepted",
+        Test::Cargo("auth_tokens", "signed_tokens_are_checked_by_whoever_has_the_key"),
+    ),
+    of("token-outlives-password", Test::Script("auth/tokens")),
+    of("auth-off-at-start", Test::Cargo("auth_tokens", "users_survive_a_crash")),
 ];
