@@ -15,4 +15,5 @@ pub mod pings;
 pub mod script;
 pub mod server;
 pub mod tools;
+pub mod users;
 pub mod watch;

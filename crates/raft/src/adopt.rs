@@ -70,6 +70,7 @@ pub(crate) fn adopt(data_dir: &Path, wal_dir: Option<&Path>) -> Result<(), Adopt
         revision = imported.revision,
         rows = imported.rows,
         leases = imported.leases,
+        users = imported.users,
         kept = %data_dir.join("member.etcd").display(),
         took = ?begun.elapsed(),
         "took over the data of etcd; its files were kept, unchanged"
@@ -206,7 +207,7 @@ fn convert(
     };
     let payload = match entry.payload {
         EtcdPayload::Blank => Payload::Blank,
-        EtcdPayload::Command(op) => Payload::Commands(batch(*op)),
+        EtcdPayload::Commands(batch) => Payload::Commands(Commands(batch)),
         EtcdPayload::Members(change) => match change_members(change, members) {
             Some(change) => {
                 Payload::Membership(seed::membership(members)?, batch(Op::MembersChange(change)))
