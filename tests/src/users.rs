@@ -45,8 +45,13 @@ pub fn enable(endpoint: &str) {
 
 /// Everything that etcdctl tells of them.
 pub fn describe(endpoint: &str) -> String {
+    etcdctl(endpoint, &[ROOT, "auth", "status"]) + &rights(endpoint)
+}
+
+/// The same without the revision of all users, which an etcd 3.4 does not tell.
+pub fn rights(endpoint: &str) -> String {
     let ctl = |words: &[&str]| etcdctl(endpoint, &[&[ROOT], words].concat());
-    let mut text = ctl(&["auth", "status"]);
+    let mut text = String::new();
     for kind in ["user", "role"] {
         for name in ctl(&[kind, "list"]).lines() {
             let about = ctl(&[kind, "get", name]);
@@ -64,12 +69,11 @@ pub fn check(endpoint: &str) {
     let at = format!("--endpoints={endpoint}");
     let refused = |words: &[&str], why: &str| {
         let said = run(&peer("etcdctl"), [&[at.as_str()], words].concat());
-        let error = said.failure(1);
-        assert!(error.contains(why), "{words:?}: {error}");
+        assert!(said.code != Some(0) && said.err.contains(why), "{words:?}: {said:?}");
     };
     let failed = "authentication failed, invalid user ID or password";
     refused(&["--user=ann:r00t", "get", "ann/x"], failed);
-    refused(&["--user=eve:", "get", "ann/x"], "no password user");
+    refused(&["--user=eve:any", "get", "ann/x"], "no password user");
     refused(&["get", "ann/x"], "user name is empty");
     refused(&["--user=ann:ann's", "get", "other"], "permission denied");
     refused(&["--user=bob:bob's", "put", "ann/x", "no"], "permission denied");

@@ -162,7 +162,16 @@ fn three_members_come_back_from_a_snapshot_of_etcd() {
 
 #[test]
 fn users_come_back_from_snapshots() {
-    let etcd = Cluster::start(&etcd_binary(), 1, "http", &[users::CHEAP.to_owned()]);
+    users_come_back(&etcd_binary(), users::describe);
+}
+
+#[test]
+fn users_come_back_from_snapshots_of_etcd_3_4() {
+    users_come_back(&peer("etcd-3.4"), users::rights);
+}
+
+fn users_come_back(etcd: &Path, describe: fn(&str) -> String) {
+    let etcd = Cluster::start(etcd, 1, "http", &[users::CHEAP.to_owned()]);
     let endpoint = etcd.endpoint(0);
     users::make(&endpoint);
     users::enable(&endpoint);
@@ -175,7 +184,7 @@ fn users_come_back_from_snapshots() {
         file
     };
     let theirs = save(&endpoint, "theirs.db");
-    let picture = |endpoint: &str| (users::describe(endpoint), hash_kv_for(endpoint, 0, &[ROOT]));
+    let picture = |endpoint: &str| (describe(endpoint), hash_kv_for(endpoint, 0, &[ROOT]));
     let before = picture(&endpoint);
     drop(etcd);
 

@@ -46,6 +46,11 @@ fn etcd_3_5_goes_to_kelson_and_back() {
     there_and_back(&peer("etcd-3.5"), "3.5", 5_000, false);
 }
 
+#[test]
+fn etcd_3_4_goes_to_kelson_and_back() {
+    there_and_back(&peer("etcd-3.4"), "3.4", 5_000, false);
+}
+
 /// Whatever clients can see of a store that should not change on the way.
 #[derive(Clone, PartialEq, Debug)]
 struct Picture {
@@ -190,7 +195,7 @@ impl Door {
         digests.into_iter().map(|(revision, digest)| (revision, digest.finish())).collect()
     }
 
-    async fn picture(&self) -> Picture {
+    async fn picture(&self, users: fn(&str) -> String) -> Picture {
         let (revision, keys) = self.extent().await;
         let hash = |at| hash_kv_for(&self.endpoint, at, &[ROOT]);
         let newest = hash(revision);
@@ -200,7 +205,7 @@ impl Door {
             compacted,
             keys,
             hashes: [newest, hash(compacted + (revision - compacted) / 2)],
-            users: users::describe(&self.endpoint),
+            users: users(&self.endpoint),
             leases: self.leases().await,
             events: self.events(compacted + 1, revision).await,
         }
@@ -290,8 +295,9 @@ fn there_and_back(etcd: &Path, version: &str, keys: u64, by_snapshot: bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime can be built");
     let temp = tempfile::tempdir().expect("temporary directory");
+    let users = if version == "3.4" { users::rights } else { users::describe };
     let picture = |cluster: &Cluster| {
-        runtime.block_on(async { Door::open(cluster, true).await.picture().await })
+        runtime.block_on(async { Door::open(cluster, true).await.picture(users).await })
     };
     let mut begun = Instant::now();
     let mut told = |stop: &str| {

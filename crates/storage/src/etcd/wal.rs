@@ -461,7 +461,7 @@ mod tests {
     fn read_files(files: &[(&str, Vec<u8>)]) -> Result<EtcdLog, String> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for (name, bytes) in files {
-            std::fs::write(dir.path().join(name), bytes).expect("write a file");
+            fs::write(dir.path().join(name), bytes).expect("write a file");
         }
         read_wal(dir.path(), 0).map_err(|error| {
             let text = error.to_string();
@@ -511,7 +511,7 @@ mod tests {
         file.extend_from_slice(&len.to_le_bytes());
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("0000000000000000-0000000000000000.wal");
-        std::fs::write(&path, &file).expect("write a file");
+        fs::write(&path, &file).expect("write a file");
         // It is there, but as a hole that takes no room on the disk.
         let holed = File::options().write(true).open(&path).expect("open the file");
         holed.set_len(file.len() as u64 + len).expect("make it longer");
