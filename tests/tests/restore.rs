@@ -177,6 +177,7 @@ fn users_come_back(etcd: &Path, describe: fn(&str) -> String) {
     users::enable(&endpoint);
     etcdctl(&endpoint, &["--user=ann:ann's", "put", "ann/x", "hers"]);
     etcdctl(&endpoint, &[ROOT, "user", "add", "late:late's"]);
+    etcdctl(&endpoint, &[ROOT, "user", "grant-role", "late", "plain"]);
     let dir = tempfile::tempdir().expect("temporary directory");
     let save = |endpoint: &str, name: &str| {
         let file = dir.path().join(name);
