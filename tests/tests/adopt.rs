@@ -127,25 +127,13 @@ fn goes_on_as_ours(etcd: &Path, version: &str) {
 }
 
 /// An etcd whose database takes only what it must: all else is in its log alone.
-fn late(etcd: &Path, version: &str, flags: &[String]) -> Cluster {
+fn late(etcd: &Path, flags: &[String]) -> Cluster {
     let late = ["--backend-batch-interval=1h", "--backend-batch-limit=1000000", users::CHEAP];
     let mut cluster = Cluster::reserved(etcd, 1);
     let list = format!("--initial-cluster={}", cluster.initial_cluster());
     let all = late.map(str::to_owned).into_iter().chain([list]).chain(flags.iter().cloned());
     cluster.spawn_finding(0, &all.collect::<Vec<_>>());
     cluster.wait_ready(0);
-    // Some seconds after its start an etcd of today notes the version of its database, and all else
-    // with it.
-    let deadline = Instant::now() + PATIENCE;
-    let notes_version = !["3.4", "3.5"].contains(&version);
-    let noted = || {
-        let status = etcdctl(&cluster.endpoint(0), &["endpoint", "status", "-w", "json"]);
-        status.contains("\"storageVersion\":\"3.")
-    };
-    while notes_version && !noted() {
-        assert!(Instant::now() < deadline, "no storage version");
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
     cluster
 }
 
@@ -197,19 +185,33 @@ fn users_of_etcd_3_4_come_over() {
 fn users_come_over(etcd: &Path, version: &str) {
     let describe = if version == "3.4" { users::rights } else { users::describe };
 
-    let mut cluster = late(etcd, version, &[]);
+    let mut cluster = late(etcd, &[]);
     let endpoint = cluster.endpoint(0);
     users::make(&endpoint);
-    // The last that the database is made to take.
     users::enable(&endpoint);
-    let token = change_users(&cluster);
+    change_users(&cluster);
+    let database = cluster.data_dir(0).join("member/snap/db");
+    let is_in_database = |text: &str| {
+        let bytes = std::fs::read(&database).expect("read the database");
+        bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    };
+    // Since 3.6 the database takes what is before it with every change of users, and every four seconds
+    // until it knows its own version.
+    let mut rounds = (0..20).map(|round| {
+        let last = format!("acknowledged {round}");
+        (write_keys(&cluster, &last), last)
+    });
+    let round = rounds.find(|(_, last)| !is_in_database(last));
+    let (token, last) = round.expect("a round whose end is in the log alone");
+    drop(rounds);
     let acknowledged = revision_for(&endpoint);
     cluster.kill(0);
     let temp = tempfile::tempdir().expect("temporary directory");
     let before = temp.path().join("before");
     copy_dir(&cluster.data_dir(0), &before);
-    let database = std::fs::read(before.join("member/snap/db")).expect("read the database");
-    assert!(!database.windows(3).any(|name| name == b"fay"), "it must be in the log alone");
+    assert!(!is_in_database(&last), "it must be in the log alone");
+    let has_late_users = ["3.4", "3.5"].contains(&version);
+    assert!(!has_late_users || !is_in_database("fay"), "they must be in the log alone");
     let theirs = etcds_own(etcd, &before);
 
     cluster.become_of(&kelson_binary());
@@ -250,16 +252,10 @@ fn users_come_over(etcd: &Path, version: &str) {
     etcdctl(&endpoint, &[ROOT, "user", "delete", "gus"]);
 }
 
-/// Every kind of change to users, and requests that etcd judges when it applies them: it refuses some.
-/// Returns a token of ann's.
-fn change_users(cluster: &Cluster) -> String {
+/// Every kind of change to users.
+fn change_users(cluster: &Cluster) {
     let endpoint = cluster.endpoint(0);
     let root = |words: &[&str]| etcdctl(&endpoint, &[&[ROOT], words].concat());
-    let refused = |user: &str, words: &[&str]| {
-        let at = format!("--endpoints={endpoint}");
-        let error = run(&peer("etcdctl"), [&[at.as_str(), user], words].concat()).failure(1);
-        assert!(error.contains("permission denied"), "{words:?}: {error}");
-    };
     let ann = "--user=ann:ann's";
     // Since 3.5 etcd's database takes what is before it with each removal, so these come first.
     root(&["user", "add", "gone:gone"]);
@@ -277,23 +273,9 @@ fn change_users(cluster: &Cluster) -> String {
         &["role", "grant-permission", "late", "read", "secret", "secrets"],
         &["role", "grant-permission", "plain", "read", "shared"],
         &["role", "revoke-permission", "reader", "shared"],
-        &["put", "root/x", "1"],
-        &["put", "last", "acknowledged"],
     ] {
         root(words);
     }
-    let granted = root(&["lease", "grant", "5000"]);
-    let lease = granted.split_whitespace().nth(1).expect("an id").to_owned();
-    root(&["put", "root/leased", "x", &format!("--lease={lease}")]);
-    etcdctl(&endpoint, &[ann, "put", "ann/x", "hers"]);
-    etcdctl(&endpoint, &[ann, "put", "ann/gone", "hers"]);
-    etcdctl(&endpoint, &[ann, "del", "ann/gone"]);
-    refused(ann, &["put", "root/x", "hers"]);
-    refused(ann, &["put", "shared", "she may only read it"]);
-    refused(ann, &["del", "", "--from-key"]);
-    refused(ann, &["lease", "revoke", &lease]);
-    refused(ann, &["put", "ann/leased", "x", &format!("--lease={lease}")]);
-    refused(ann, &["user", "add", "hal:hal's"]);
     let token = log_in(cluster, "root", "r00t");
     let (name, password) = ("fay".to_owned(), "new".to_owned());
     let change = pb::AuthUserChangePasswordRequest { name, password, ..Default::default() };
@@ -301,6 +283,33 @@ fn change_users(cluster: &Cluster) -> String {
         let mut auth = AuthClient::new(cluster.channel(0));
         auth.user_change_password(with(&token, change)).await.expect("a new password");
     });
+}
+
+/// Requests that etcd judges when it applies them: it refuses some. Returns a token of ann's.
+fn write_keys(cluster: &Cluster, last: &str) -> String {
+    let endpoint = cluster.endpoint(0);
+    let root = |words: &[&str]| etcdctl(&endpoint, &[&[ROOT], words].concat());
+    let ann = "--user=ann:ann's";
+    let refused = |words: &[&str]| {
+        let at = format!("--endpoints={endpoint}");
+        let said = run(&peer("etcdctl"), [&[at.as_str(), ann], words].concat());
+        let error = said.failure(1);
+        assert!(error.contains("permission denied"), "{words:?}: {error}");
+    };
+    let granted = root(&["lease", "grant", "5000"]);
+    let lease = granted.split_whitespace().nth(1).expect("an id").to_owned();
+    root(&["put", "root/x", "1"]);
+    root(&["put", "root/leased", "x", &format!("--lease={lease}")]);
+    etcdctl(&endpoint, &[ann, "put", "ann/x", "hers"]);
+    etcdctl(&endpoint, &[ann, "put", "ann/gone", "hers"]);
+    etcdctl(&endpoint, &[ann, "del", "ann/gone"]);
+    refused(&["put", "root/x", "hers"]);
+    refused(&["put", "shared", "she may only read it"]);
+    refused(&["del", "", "--from-key"]);
+    refused(&["lease", "revoke", &lease]);
+    refused(&["put", "ann/leased", "x", &format!("--lease={lease}")]);
+    refused(&["user", "add", "hal:hal's"]);
+    root(&["put", "last", last]);
     log_in(cluster, "ann", "ann's")
 }
 
@@ -317,7 +326,7 @@ fn a_request_whose_token_was_too_old_is_refused_here_too() {
     let secret = temp.path().join("secret");
     std::fs::write(&secret, "a secret of some length, for a test").expect("write the secret");
     let jwt = format!("--auth-token=jwt,sign-method=HS256,ttl=1h,priv-key={}", secret.display());
-    let mut cluster = late(&etcd_binary(), "3.7", std::slice::from_ref(&jwt));
+    let mut cluster = late(&etcd_binary(), std::slice::from_ref(&jwt));
     let endpoint = cluster.endpoint(0);
     users::make(&endpoint);
     users::enable(&endpoint);
