@@ -228,7 +228,7 @@ fn users_come_over(etcd: &Path, version: &str) {
     users::check(&endpoint);
     users::log_in(&endpoint, "fay", "new");
     let missing = ["--endpoints", &endpoint, "--user=fay:old", "get", "ann/x"];
-    run(&peer("etcdctl"), missing).failure(1);
+    run(&peer("etcdctl"), missing).failure(2);
 
     // They are kept, changed, and go back.
     etcdctl(&endpoint, &[ROOT, "user", "add", "gus:gus's"]);
