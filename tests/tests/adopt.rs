@@ -190,28 +190,15 @@ fn users_come_over(etcd: &Path, version: &str) {
     users::make(&endpoint);
     users::enable(&endpoint);
     change_users(&cluster);
-    let database = cluster.data_dir(0).join("member/snap/db");
-    let is_in_database = |text: &str| {
-        let bytes = std::fs::read(&database).expect("read the database");
-        bytes.windows(text.len()).any(|window| window == text.as_bytes())
-    };
-    // Since 3.6 the database takes what is before it with every change of users, and every four seconds
-    // until it knows its own version.
-    let mut rounds = (0..20).map(|round| {
-        let last = format!("acknowledged {round}");
-        (write_keys(&cluster, &last), last)
-    });
-    let round = rounds.find(|(_, last)| !is_in_database(last));
-    let (token, last) = round.expect("a round whose end is in the log alone");
-    drop(rounds);
+    let (token, last) = only_in_log(&cluster, |last| write_keys(&cluster, last));
     let acknowledged = revision_for(&endpoint);
     cluster.kill(0);
     let temp = tempfile::tempdir().expect("temporary directory");
     let before = temp.path().join("before");
     copy_dir(&cluster.data_dir(0), &before);
-    assert!(!is_in_database(&last), "it must be in the log alone");
+    assert!(!is_in_database(&cluster, &last), "it must be in the log alone");
     let has_late_users = ["3.4", "3.5"].contains(&version);
-    assert!(!has_late_users || !is_in_database("fay"), "they must be in the log alone");
+    assert!(!has_late_users || !is_in_database(&cluster, "fay"), "they must be in the log alone");
     let theirs = etcds_own(etcd, &before);
 
     cluster.become_of(&kelson_binary());
@@ -250,6 +237,23 @@ fn users_come_over(etcd: &Path, version: &str) {
     users::check(&endpoint);
     users::log_in(&endpoint, "gus", "gus's");
     etcdctl(&endpoint, &[ROOT, "user", "delete", "gus"]);
+}
+
+fn is_in_database(cluster: &Cluster, text: &str) -> bool {
+    let path = cluster.data_dir(0).join("member/snap/db");
+    let bytes = std::fs::read(path).expect("read the database");
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// Writes until etcd's database lacks the end of it, which is the text that is given. Since 3.6 it takes
+/// what is before it with every change of users, and every four seconds until it knows its own version.
+fn only_in_log<T>(cluster: &Cluster, mut write: impl FnMut(&str) -> T) -> (T, String) {
+    let mut rounds = (0..20).map(|round| {
+        let last = format!("acknowledged {round}");
+        (write(&last), last)
+    });
+    let round = rounds.find(|(_, last)| !is_in_database(cluster, last));
+    round.expect("a round whose end is in the log alone")
 }
 
 /// Every kind of change to users.
@@ -334,12 +338,19 @@ fn a_request_whose_token_was_too_old_is_refused_here_too() {
     let token = log_in(&cluster, "ann", "ann's");
     put(&cluster, &token, "ann/x").expect("ann may do that");
     etcdctl(&endpoint, &[ROOT, "role", "add", "late"]);
-    let refused = put(&cluster, &token, "ann/x").expect_err("the token is too old");
-    assert_eq!(refused.message(), "etcdserver: revision of auth store is old");
-    etcdctl(&endpoint, &[ROOT, "put", "last", "acknowledged"]);
-    let acknowledged = revision_for(&endpoint);
-    let (hash, told) = (hash_kv_for(&endpoint, 0, &[ROOT]), users::describe(&endpoint));
+    let (_, last) = only_in_log(&cluster, |last| {
+        let refused = put(&cluster, &token, "ann/x").expect_err("the token is too old");
+        assert_eq!(refused.message(), "etcdserver: revision of auth store is old");
+        etcdctl(&endpoint, &[ROOT, "put", "last", last]);
+    });
     cluster.kill(0);
+    assert!(!is_in_database(&cluster, &last), "it must be in the log alone");
+    let before = temp.path().join("before");
+    copy_dir(&cluster.data_dir(0), &before);
+    let etcd = etcds_own(&etcd_binary(), &before);
+    let theirs = etcd.endpoint(0);
+    let (hash, told) = (hash_kv_for(&theirs, 0, &[ROOT]), users::describe(&theirs));
+    let acknowledged = revision_for(&theirs);
     cluster.become_of(&kelson_binary());
     cluster.spawn(0);
     cluster.wait_ready(0);
