@@ -15,6 +15,7 @@ pub mod pings;
 pub mod script;
 pub mod server;
 pub mod tools;
+pub mod users;
 pub mod watch;
 
 /// A runtime of two threads, for tests that start and stop members between their calls.

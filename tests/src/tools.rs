@@ -58,8 +58,14 @@ pub fn etcdctl(endpoint: &str, arguments: &[&str]) -> String {
 
 /// The hash of the key space at a revision, 0 = the newest, as (hash, compact revision).
 pub fn hash_kv(endpoint: &str, revision: i64) -> (u64, i64) {
+    hash_kv_for(endpoint, revision, &[])
+}
+
+/// As [`hash_kv`], with further flags of etcdctl.
+pub fn hash_kv_for(endpoint: &str, revision: i64, flags: &[&str]) -> (u64, i64) {
     let revision = format!("--rev={revision}");
-    let text = etcdctl(endpoint, &["endpoint", "hashkv", "-w", "json", &revision]);
+    let words = ["endpoint", "hashkv", "-w", "json", &revision];
+    let text = etcdctl(endpoint, &[flags, &words].concat());
     let number = |name: &str| {
         let rest = text.split(&format!("\"{name}\":")).nth(1);
         let rest = rest.unwrap_or_else(|| panic!("no {name} in {text}"));

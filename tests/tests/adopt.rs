@@ -5,9 +5,14 @@
 use std::path::Path;
 use std::time::Instant;
 
+use kelson_api::etcdserverpb as pb;
 use kelson_tests::cluster::{Cluster, PATIENCE};
 use kelson_tests::server::{etcd_binary, kelson_binary};
-use kelson_tests::tools::{copy_dir, etcdctl, files, hash_kv, peer, run};
+use kelson_tests::tools::{copy_dir, etcdctl, files, hash_kv, hash_kv_for, peer, run};
+use kelson_tests::users::{self, ROOT};
+use pb::auth_client::AuthClient;
+use pb::kv_client::KvClient;
+use tonic::{Request, Status};
 
 /// Something of everything, with the newest changes right at the end.
 fn fill(endpoint: &str) {
@@ -36,14 +41,14 @@ fn member_ids(endpoint: &str) -> Vec<String> {
     lines
 }
 
-/// What a real etcd makes of the same files.
-fn etcds_own(etcd: &Path, data_dir: &Path, at: i64) -> (u64, i64) {
+/// A real etcd on the same files.
+fn etcds_own(etcd: &Path, data_dir: &Path) -> Cluster {
     let mut etcd = Cluster::reserved(etcd, 1);
     copy_dir(data_dir, &etcd.data_dir(0));
     // Not with --force-new-cluster, which drops what etcd's log does not yet call committed.
     etcd.spawn_finding(0, &[format!("--initial-cluster={}", etcd.initial_cluster())]);
     etcd.wait_ready(0);
-    hash_kv(&etcd.endpoint(0), at)
+    etcd
 }
 
 #[test]
@@ -59,6 +64,11 @@ fn a_member_of_etcd_3_6_goes_on_as_ours() {
 #[test]
 fn a_member_of_etcd_3_5_goes_on_as_ours() {
     goes_on_as_ours(&peer("etcd-3.5"), "3.5");
+}
+
+#[test]
+fn a_member_of_etcd_3_4_goes_on_as_ours() {
+    goes_on_as_ours(&peer("etcd-3.4"), "3.4");
 }
 
 fn goes_on_as_ours(etcd: &Path, version: &str) {
@@ -80,7 +90,7 @@ fn goes_on_as_ours(etcd: &Path, version: &str) {
     assert_eq!(member_ids(&endpoint), members);
     let at = revision(&endpoint);
     assert_eq!(at, acknowledged);
-    assert_eq!(hash_kv(&endpoint, at), etcds_own(etcd, &before, at));
+    assert_eq!(hash_kv(&endpoint, at), hash_kv(&etcds_own(etcd, &before).endpoint(0), at));
     let leases = etcdctl(&endpoint, &["lease", "list"]);
     let lease = leases.lines().nth(1).expect("a lease").to_owned();
     let keys = etcdctl(&endpoint, &["lease", "timetolive", &lease, "--keys", "-w", "fields"]);
@@ -114,6 +124,242 @@ fn goes_on_as_ours(etcd: &Path, version: &str) {
     back.wait_ready(0);
     assert_eq!(hash_kv(&back.endpoint(0), 0), hash);
     etcdctl(&back.endpoint(0), &["put", "new", "etcds"]);
+}
+
+/// An etcd whose database takes only what it must: all else is in its log alone.
+fn late(etcd: &Path, flags: &[String]) -> Cluster {
+    let late = ["--backend-batch-interval=1h", "--backend-batch-limit=1000000", users::CHEAP];
+    let mut cluster = Cluster::reserved(etcd, 1);
+    let list = format!("--initial-cluster={}", cluster.initial_cluster());
+    let all = late.map(str::to_owned).into_iter().chain([list]).chain(flags.iter().cloned());
+    cluster.spawn_finding(0, &all.collect::<Vec<_>>());
+    cluster.wait_ready(0);
+    cluster
+}
+
+/// A call over gRPC, for what etcdctl cannot say.
+fn call<T>(asked: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime can be built").block_on(asked)
+}
+
+fn with<T>(token: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("token", token.parse().expect("ASCII"));
+    request
+}
+
+fn log_in(cluster: &Cluster, name: &str, password: &str) -> String {
+    let request = pb::AuthenticateRequest { name: name.into(), password: password.into() };
+    call(async {
+        let answer = AuthClient::new(cluster.channel(0)).authenticate(request).await;
+        answer.expect("the password is right").into_inner().token
+    })
+}
+
+fn put(cluster: &Cluster, token: &str, key: &str) -> Result<(), Status> {
+    let request = pb::PutRequest { key: key.to_owned().into(), ..Default::default() };
+    call(async { KvClient::new(cluster.channel(0)).put(with(token, request)).await.map(drop) })
+}
+
+#[test]
+fn users_of_etcd_3_7_come_over() {
+    users_come_over(&etcd_binary(), "3.7");
+}
+
+#[test]
+fn users_of_etcd_3_6_come_over() {
+    users_come_over(&peer("etcd-3.6"), "3.6");
+}
+
+#[test]
+fn users_of_etcd_3_5_come_over() {
+    users_come_over(&peer("etcd-3.5"), "3.5");
+}
+
+#[test]
+fn users_of_etcd_3_4_come_over() {
+    users_come_over(&peer("etcd-3.4"), "3.4");
+}
+
+fn users_come_over(etcd: &Path, version: &str) {
+    let describe = if version == "3.4" { users::rights } else { users::describe };
+
+    let mut cluster = late(etcd, &[]);
+    let endpoint = cluster.endpoint(0);
+    users::make(&endpoint);
+    users::enable(&endpoint);
+    change_users(&cluster);
+    let (token, last) = only_in_log(&cluster, |last| write_keys(&cluster, last));
+    let acknowledged = revision_for(&endpoint);
+    cluster.kill(0);
+    let temp = tempfile::tempdir().expect("temporary directory");
+    let before = temp.path().join("before");
+    copy_dir(&cluster.data_dir(0), &before);
+    assert!(!is_in_database(&cluster, &last), "it must be in the log alone");
+    let has_late_users = ["3.4", "3.5"].contains(&version);
+    assert!(!has_late_users || !is_in_database(&cluster, "fay"), "they must be in the log alone");
+    let theirs = etcds_own(etcd, &before);
+
+    cluster.become_of(&kelson_binary());
+    cluster.spawn(0);
+    cluster.wait_ready(0);
+    // A start forgets tokens, as etcd's does: clients log in again by themselves.
+    let refused = put(&cluster, &token, "ann/by-token").expect_err("a token from before");
+    assert_eq!(refused.message(), "etcdserver: invalid auth token");
+    let hash = |endpoint: &str| hash_kv_for(endpoint, acknowledged, &[ROOT]);
+    assert_eq!(hash(&endpoint), hash(&theirs.endpoint(0)), "what etcd refused must be refused");
+    let told = describe(&endpoint);
+    assert_eq!(told, describe(&theirs.endpoint(0)));
+    assert!(told.contains("user fay"), "{told}");
+    users::check(&endpoint);
+    users::log_in(&endpoint, "fay", "new");
+    let missing = ["--endpoints", &endpoint, "--user=fay:old", "get", "ann/x"];
+    run(&peer("etcdctl"), missing).failure(2);
+
+    // They are kept, changed, and go back.
+    etcdctl(&endpoint, &[ROOT, "user", "add", "gus:gus's"]);
+    etcdctl(&endpoint, &[ROOT, "user", "grant-role", "gus", "reader"]);
+    let told = describe(&endpoint);
+    cluster.kill(0);
+    cluster.spawn(0);
+    cluster.wait_ready(0);
+    assert_eq!(describe(&endpoint), told);
+    let hash = hash_kv_for(&endpoint, 0, &[ROOT]);
+    cluster.stop(0);
+    let mut back = Cluster::reserved(etcd, 1);
+    export(&cluster.data_dir(0), &back, 0, &["--etcd-version", version]);
+    back.spawn_finding(0, &[format!("--initial-cluster={}", back.initial_cluster())]);
+    back.wait_ready(0);
+    let endpoint = back.endpoint(0);
+    assert_eq!(describe(&endpoint), told);
+    assert_eq!(hash_kv_for(&endpoint, 0, &[ROOT]), hash);
+    users::check(&endpoint);
+    users::log_in(&endpoint, "gus", "gus's");
+    etcdctl(&endpoint, &[ROOT, "user", "delete", "gus"]);
+}
+
+fn is_in_database(cluster: &Cluster, text: &str) -> bool {
+    let path = cluster.data_dir(0).join("member/snap/db");
+    let bytes = std::fs::read(path).expect("read the database");
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// Writes until etcd's database lacks the end of it, which is the text that is given. Since 3.6 it takes
+/// what is before it with every change of users, and every four seconds until it knows its own version.
+fn only_in_log<T>(cluster: &Cluster, mut write: impl FnMut(&str) -> T) -> (T, String) {
+    let mut rounds = (0..20).map(|round| {
+        let last = format!("acknowledged {round}");
+        (write(&last), last)
+    });
+    let round = rounds.find(|(_, last)| !is_in_database(cluster, last));
+    round.expect("a round whose end is in the log alone")
+}
+
+/// Every kind of change to users.
+fn change_users(cluster: &Cluster) {
+    let endpoint = cluster.endpoint(0);
+    let root = |words: &[&str]| etcdctl(&endpoint, &[&[ROOT], words].concat());
+    let ann = "--user=ann:ann's";
+    // Since 3.5 etcd's database takes what is before it with each removal, so these come first.
+    root(&["user", "add", "gone:gone"]);
+    root(&["user", "delete", "gone"]);
+    root(&["role", "delete", "empty"]);
+    // A lease without keys belongs to everybody.
+    let granted = root(&["lease", "grant", "5000"]);
+    let lease = granted.split_whitespace().nth(1).expect("an id");
+    etcdctl(&endpoint, &[ann, "lease", "revoke", lease]);
+    for words in [
+        &["user", "add", "fay:old"][..],
+        &["user", "grant-role", "fay", "plain"],
+        &["user", "revoke-role", "eve", "plain"],
+        &["role", "add", "late"],
+        &["role", "grant-permission", "late", "read", "secret", "secrets"],
+        &["role", "grant-permission", "plain", "read", "shared"],
+        &["role", "revoke-permission", "reader", "shared"],
+    ] {
+        root(words);
+    }
+    let token = log_in(cluster, "root", "r00t");
+    let (name, password) = ("fay".to_owned(), "new".to_owned());
+    let change = pb::AuthUserChangePasswordRequest { name, password, ..Default::default() };
+    call(async {
+        let mut auth = AuthClient::new(cluster.channel(0));
+        auth.user_change_password(with(&token, change)).await.expect("a new password");
+    });
+}
+
+/// Requests that etcd judges when it applies them: it refuses some. Returns a token of ann's.
+fn write_keys(cluster: &Cluster, last: &str) -> String {
+    let endpoint = cluster.endpoint(0);
+    let root = |words: &[&str]| etcdctl(&endpoint, &[&[ROOT], words].concat());
+    let ann = "--user=ann:ann's";
+    let refused = |words: &[&str]| {
+        let at = format!("--endpoints={endpoint}");
+        let said = run(&peer("etcdctl"), [&[at.as_str(), ann], words].concat());
+        let error = said.failure(1);
+        assert!(error.contains("permission denied"), "{words:?}: {error}");
+    };
+    let granted = root(&["lease", "grant", "5000"]);
+    let lease = granted.split_whitespace().nth(1).expect("an id").to_owned();
+    root(&["put", "root/x", "1"]);
+    root(&["put", "root/leased", "x", &format!("--lease={lease}")]);
+    etcdctl(&endpoint, &[ann, "put", "ann/x", "hers"]);
+    etcdctl(&endpoint, &[ann, "put", "ann/gone", "hers"]);
+    etcdctl(&endpoint, &[ann, "del", "ann/gone"]);
+    refused(&["put", "root/x", "hers"]);
+    refused(&["put", "shared", "she may only read it"]);
+    refused(&["del", "", "--from-key"]);
+    refused(&["lease", "revoke", &lease]);
+    refused(&["put", "ann/leased", "x", &format!("--lease={lease}")]);
+    refused(&["user", "add", "hal:hal's"]);
+    root(&["put", "last", last]);
+    log_in(cluster, "ann", "ann's")
+}
+
+/// The store revision, with users on.
+fn revision_for(endpoint: &str) -> i64 {
+    let fields = etcdctl(endpoint, &[ROOT, "get", "last", "-w", "fields"]);
+    let line = fields.lines().find_map(|line| line.strip_prefix("\"Revision\" : "));
+    line.expect("a revision").parse().expect("a number")
+}
+
+#[test]
+fn a_request_whose_token_was_too_old_is_refused_here_too() {
+    let temp = tempfile::tempdir().expect("temporary directory");
+    let secret = temp.path().join("secret");
+    std::fs::write(&secret, "a secret of some length, for a test").expect("write the secret");
+    let jwt = format!("--auth-token=jwt,sign-method=HS256,ttl=1h,priv-key={}", secret.display());
+    let mut cluster = late(&etcd_binary(), std::slice::from_ref(&jwt));
+    let endpoint = cluster.endpoint(0);
+    users::make(&endpoint);
+    users::enable(&endpoint);
+    // A signed token says at which revision of the users it was made.
+    let token = log_in(&cluster, "ann", "ann's");
+    put(&cluster, &token, "ann/x").expect("ann may do that");
+    etcdctl(&endpoint, &[ROOT, "role", "add", "late"]);
+    let (_, last) = only_in_log(&cluster, |last| {
+        let refused = put(&cluster, &token, "ann/x").expect_err("the token is too old");
+        assert_eq!(refused.message(), "etcdserver: revision of auth store is old");
+        etcdctl(&endpoint, &[ROOT, "put", "last", last]);
+    });
+    cluster.kill(0);
+    assert!(!is_in_database(&cluster, &last), "it must be in the log alone");
+    let before = temp.path().join("before");
+    copy_dir(&cluster.data_dir(0), &before);
+    let etcd = etcds_own(&etcd_binary(), &before);
+    let theirs = etcd.endpoint(0);
+    let (hash, told) = (hash_kv_for(&theirs, 0, &[ROOT]), users::describe(&theirs));
+    let acknowledged = revision_for(&theirs);
+    cluster.become_of(&kelson_binary());
+    cluster.spawn(0);
+    cluster.wait_ready(0);
+    assert_eq!(revision_for(&endpoint), acknowledged);
+    assert_eq!(hash_kv_for(&endpoint, 0, &[ROOT]), hash);
+    assert_eq!(users::describe(&endpoint), told);
+    let refused = put(&cluster, &token, "ann/x").expect_err("the token is too old");
+    assert_eq!(refused.message(), "etcdserver: revision of auth store is old");
+    users::check(&endpoint);
 }
 
 #[test]

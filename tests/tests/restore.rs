@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use kelson_api::etcdserverpb as pb;
 use kelson_tests::cluster::Cluster;
 use kelson_tests::server::{etcd_binary, kelson_binary};
-use kelson_tests::tools::{Said, copy_dir, etcdctl, files, hash_kv, peer, run};
+use kelson_tests::tools::{Said, copy_dir, etcdctl, files, hash_kv, hash_kv_for, peer, run};
+use kelson_tests::users::{self, ROOT};
 use pb::kv_client::KvClient;
 use pb::watch_client::WatchClient;
 
@@ -157,6 +158,68 @@ fn three_members_come_back_from_a_snapshot_of_etcd() {
     let again = restored(&ours, &[]);
     assert_eq!(hash_kv(&again.endpoint(0), 0), hash);
     assert_eq!(etcdctl(&again.endpoint(0), &["get", "leased"]), "");
+}
+
+#[test]
+fn users_come_back_from_snapshots() {
+    users_come_back(&etcd_binary(), users::describe);
+}
+
+#[test]
+fn users_come_back_from_snapshots_of_etcd_3_4() {
+    users_come_back(&peer("etcd-3.4"), users::rights);
+}
+
+fn users_come_back(etcd: &Path, describe: fn(&str) -> String) {
+    let etcd = Cluster::start(etcd, 1, "http", &[users::CHEAP.to_owned()]);
+    let endpoint = etcd.endpoint(0);
+    users::make(&endpoint);
+    users::enable(&endpoint);
+    etcdctl(&endpoint, &["--user=ann:ann's", "put", "ann/x", "hers"]);
+    etcdctl(&endpoint, &[ROOT, "user", "add", "late:late's"]);
+    etcdctl(&endpoint, &[ROOT, "user", "grant-role", "late", "plain"]);
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let save = |endpoint: &str, name: &str| {
+        let file = dir.path().join(name);
+        etcdctl(endpoint, &[ROOT, "snapshot", "save", &text(&file)]);
+        file
+    };
+    let theirs = save(&endpoint, "theirs.db");
+    let picture = |endpoint: &str| (describe(endpoint), hash_kv_for(endpoint, 0, &[ROOT]));
+    let before = picture(&endpoint);
+    drop(etcd);
+
+    let kelson = restored(&theirs, &[]);
+    let endpoint = kelson.endpoint(0);
+    assert_eq!(picture(&endpoint), before);
+    users::check(&endpoint);
+    users::log_in(&endpoint, "late", "late's");
+    etcdctl(&endpoint, &[ROOT, "user", "delete", "late"]);
+    etcdctl(&endpoint, &[ROOT, "role", "revoke-permission", "plain", "shared"]);
+    etcdctl(&endpoint, &["--user=ann:ann's", "put", "ann/x", "ours"]);
+    let before = picture(&endpoint);
+    let ours = save(&endpoint, "ours.db");
+    drop(kelson);
+
+    let again = restored(&ours, &[]);
+    assert_eq!(picture(&again.endpoint(0)), before);
+    users::check(&again.endpoint(0));
+    drop(again);
+    // And with users switched off, who are there all the same.
+    let off = restored(&ours, &["--bump-revision=100", "--mark-compacted"]);
+    let endpoint = off.endpoint(0);
+    etcdctl(&endpoint, &[ROOT, "auth", "disable"]);
+    let status = etcdctl(&endpoint, &["auth", "status"]);
+    let saved = dir.path().join("off.db");
+    etcdctl(&endpoint, &["snapshot", "save", &text(&saved)]);
+    drop(off);
+    let off = restored(&saved, &[]);
+    let endpoint = off.endpoint(0);
+    assert_eq!(etcdctl(&endpoint, &["auth", "status"]), status);
+    assert!(status.contains("Authentication Status: false"), "{status}");
+    assert_eq!(etcdctl(&endpoint, &["user", "list"]), "ann\nbob\neve\nroot\n");
+    users::enable(&endpoint);
+    users::check(&endpoint);
 }
 
 #[test]

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use kelson_api::Message;
 use kelson_api::command::command::Op;
 use kelson_api::command::{Batch, Command, MembersChange};
@@ -71,6 +70,7 @@ pub(crate) fn adopt(data_dir: &Path, wal_dir: Option<&Path>) -> Result<(), Adopt
         revision = imported.revision,
         rows = imported.rows,
         leases = imported.leases,
+        users = imported.users,
         kept = %data_dir.join("member.etcd").display(),
         took = ?begun.elapsed(),
         "took over the data of etcd; its files were kept, unchanged"
@@ -202,26 +202,25 @@ fn convert(
     members: &mut BTreeMap<u64, Member>,
 ) -> Result<log::Entry, AdoptError> {
     let index = entry.id.index;
-    let batch = |op| -> Result<Commands, AdoptError> {
-        let is_nested = matches!(op, Op::Txn(_));
+    let members_change = |op| {
         let command = Command { op: Some(op), ..Command::default() };
-        let bytes = Bytes::from(Batch { commands: vec![command] }.encode_to_vec());
+        Commands(Batch { commands: vec![command] }.encode_to_vec().into())
+    };
+    let payload = match entry.payload {
+        EtcdPayload::Blank => Payload::Blank,
         // Here it is wrapped more deeply than in etcd's log, and what can be read there may be too deep.
-        if is_nested && Batch::decode(bytes.clone()).is_err() {
+        EtcdPayload::Commands(batch) if Batch::decode(batch.clone()).is_err() => {
             return Err(AdoptError::Refused(format!(
                 "entry {index} of etcd's log has too many transactions within one another: start etcd \
                  once and stop it in order, so that the entry is in its database"
             )));
         }
-        Ok(Commands(bytes))
-    };
-    let payload = match entry.payload {
-        EtcdPayload::Blank => Payload::Blank,
-        EtcdPayload::Command(op) => Payload::Commands(batch(*op)?),
+        EtcdPayload::Commands(batch) => Payload::Commands(Commands(batch)),
         EtcdPayload::Members(change) => match change_members(change, members) {
-            Some(change) => {
-                Payload::Membership(seed::membership(members)?, batch(Op::MembersChange(change))?)
-            }
+            Some(change) => Payload::Membership(
+                seed::membership(members)?,
+                members_change(Op::MembersChange(change)),
+            ),
             // etcd refuses it when it is applied, and so changes nothing.
             None => Payload::Blank,
         },

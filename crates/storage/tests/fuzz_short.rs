@@ -8,6 +8,14 @@ mod support;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use kelson_api::Message;
+use kelson_api::authpb::{Permission, UserAddOptions};
+use kelson_api::command::command::Op;
+use kelson_api::etcdserverpb::{
+    AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthUserAddRequest,
+    AuthUserChangePasswordRequest, AuthUserDeleteRequest, AuthUserGrantRoleRequest,
+    LeaseRevokeRequest, PutRequest,
+};
 use kelson_storage::log::{SimDisk, fuzz_segment};
 use log_support::*;
 
@@ -153,6 +161,17 @@ fn no_bytes_make_the_reader_of_etcds_database_panic() {
     for number in 0..300 {
         state.ok(support::put_op(&format!("key{}", number % 40), &"v".repeat(number * 3)));
     }
+    for number in 0..20 {
+        let (name, role) = (format!("user{number}"), format!("role{number}"));
+        let add = AuthUserAddRequest { name: name.clone(), ..Default::default() };
+        state.ok(Op::UserAdd(add));
+        state.ok(Op::RoleAdd(AuthRoleAddRequest { name: role.clone() }));
+        let perm = Permission { key: role.clone().into(), ..Default::default() };
+        let perm = Some(perm);
+        let grant = AuthRoleGrantPermissionRequest { name: role.clone(), perm };
+        state.ok(Op::RoleGrantPermission(grant));
+        state.ok(Op::UserGrantRole(AuthUserGrantRoleRequest { user: name, role }));
+    }
     let file = state.reader.snapshot().expect("a snapshot");
     let chunks: Vec<_> = file.chunks.map(|chunk| chunk.expect("a chunk")).collect();
     let good = chunks.concat();
@@ -182,6 +201,49 @@ fn no_bytes_make_the_reader_of_etcds_log_panic() {
             bytes[place] = random.below(32) as u8;
         }
         kelson_storage::fuzz_wal(&bytes, dir.path());
+    });
+}
+
+/// A field of etcd's union of requests.
+fn request(tag: u32, message: &impl Message) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    prost::encoding::bytes::encode(tag, &message.encode_to_vec(), &mut bytes);
+    bytes
+}
+
+#[test]
+fn no_request_makes_the_reader_of_etcds_log_panic() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let name = || "ann".to_owned();
+    let options = Some(UserAddOptions { no_password: false });
+    let perm = Some(Permission { perm_type: 2, key: "k".into(), range_end: "l".into() });
+    let good = [
+        request(4, &PutRequest { key: "k".into(), value: "v".into(), ..Default::default() }),
+        request(9, &LeaseRevokeRequest { id: 7 }),
+        request(100, &AuthUserGrantRoleRequest { user: String::new(), role: name() }),
+        request(1000, &AuthEnableRequest {}),
+        request(1012, &AuthUserAddRequest { name: name(), ..Default::default() }),
+        request(1100, &AuthUserAddRequest { name: name(), options, ..Default::default() }),
+        request(1101, &AuthUserDeleteRequest { name: name() }),
+        request(1103, &AuthUserChangePasswordRequest { name: name(), ..Default::default() }),
+        request(1104, &AuthUserGrantRoleRequest { user: name(), role: name() }),
+        request(1200, &AuthRoleAddRequest { name: name() }),
+        request(1203, &AuthRoleGrantPermissionRequest { name: name(), perm }),
+        request(1300, &AuthRoleAddRequest { name: "3.7.0".to_owned() }),
+        request(2, &AuthUserGrantRoleRequest { user: "?".to_owned(), role: "PUT".to_owned() }),
+    ];
+    run(|random| {
+        let mut log = Vec::new();
+        for _ in 0..random.below(12) {
+            let mut entry = good[random.below(good.len())].clone();
+            entry.extend_from_slice(&good[random.below(good.len())]);
+            if random.below(3) > 0 {
+                mutate(&mut entry, random);
+            }
+            log.push(entry.len() as u8);
+            log.extend_from_slice(&entry);
+        }
+        kelson_storage::fuzz_wal(&log, dir.path());
     });
 }
 

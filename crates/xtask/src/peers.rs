@@ -28,7 +28,7 @@ pub(crate) const ETCDCTLS: [&str; 4] = ["etcdctl-3.4", "etcdctl-3.5", "etcdctl-3
 
 /// The load generator has its own module: its newest release still needs the libraries of 3.6. So has each
 /// older etcdctl, and each older etcd, which is there for its data directories: Kelson takes them over.
-const PROGRAMS: [(&str, &str, &str, &str); 9] = [
+const PROGRAMS: [(&str, &str, &str, &str); 10] = [
     ("etcd", "tests/peers", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
     ("etcdctl", "tests/peers", "go.etcd.io/etcd/etcdctl/v3", "go.etcd.io/etcd/etcdctl/v3"),
     ("etcdutl", "tests/peers", "go.etcd.io/etcd/etcdutl/v3", "go.etcd.io/etcd/etcdutl/v3"),
@@ -38,6 +38,7 @@ const PROGRAMS: [(&str, &str, &str, &str); 9] = [
         "go.etcd.io/etcd/v3/tools/benchmark",
         "go.etcd.io/etcd/v3",
     ),
+    ("etcd-3.4", "tests/peers/v3.4", "go.etcd.io/etcd", "go.etcd.io/etcd"),
     ("etcd-3.5", "tests/peers/v3.5", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
     ("etcd-3.6", "tests/peers/v3.6", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
     ("etcdctl-3.4", "tests/peers/etcdctl-3.4", "go.etcd.io/etcd/etcdctl", "go.etcd.io/etcd"),

@@ -75,10 +75,10 @@ pub(super) fn restore(matches: &ArgMatches) -> Result<(), Failure> {
     let mut tell = offline::Teller::default();
     let done = kelson_raft::restore(&asked, &mut |done| tell.tell(done));
     let (identity, imported) = done.map_err(Failure::new)?;
-    let Imported { rows, revision, compacted, leases, .. } = imported;
+    let Imported { rows, revision, compacted, leases, users, .. } = imported;
     say(&format!(
         "restored member {:x} of cluster {:x}: revision {revision}, compacted {compacted}, {rows} \
-         rows, {leases} leases; start it with --data-dir={}",
+         rows, {leases} leases, {users} users; start it with --data-dir={}",
         identity.member_id,
         identity.cluster_id,
         asked.data_dir.display()

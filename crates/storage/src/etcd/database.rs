@@ -8,14 +8,17 @@ use std::io::Read;
 use std::path::Path;
 
 use kelson_api::Message;
+use kelson_api::authpb::{Role, User};
 use kelson_api::etcdserverpb::{AlarmMember, Member};
 use rustix::fs::{FlockOperation, flock};
 use sha2::Digest as _;
 
 use super::EtcdFileError;
 use super::bolt::{Bolt, Bucket};
+use crate::auth::AuthRows;
 use crate::hash::HashKv;
 use crate::keys::{decode_lease, parse_revision};
+use crate::mvcc::apply::TTL_MAX;
 use crate::mvcc::row;
 use crate::types::{LeaseRow, LogId, RevisionKey};
 
@@ -23,6 +26,8 @@ use crate::types::{LeaseRow, LogId, RevisionKey};
 const DIGEST_LEN: u64 = 32;
 /// A file whose length leaves this remainder has a digest, as etcd's tools see it.
 const SECTOR: u64 = 512;
+/// No store counts so far, and it leaves room to count on: indexes, terms, revisions of users.
+pub(super) const COUNT_MAX: u64 = u64::MAX / 4;
 
 /// An open database.
 #[derive(Debug)]
@@ -71,19 +76,6 @@ pub struct Compactions {
     pub finished: Option<i64>,
 }
 
-/// Users, roles and settings as etcd's bytes: to be filled into our own tables.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct AuthRows {
-    /// Whether requests are checked.
-    pub enabled: bool,
-    /// etcd's revision of these tables.
-    pub revision: u64,
-    /// Marshalled `authpb.User` by name.
-    pub users: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Marshalled `authpb.Role` by name.
-    pub roles: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
 /// Everything but the rows.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Imprint {
@@ -101,8 +93,7 @@ pub struct Imprint {
     pub removed: Vec<u64>,
     /// `clusterVersion`; empty if never agreed.
     pub cluster_version: String,
-    /// Users and roles.
-    pub auth: AuthRows,
+    pub(crate) auth: AuthRows,
 }
 
 /// A row as it stands in the file.
@@ -340,10 +331,7 @@ impl Database {
     fn meta(&self) -> Result<(LogId, Compactions), EtcdFileError> {
         let (mut applied, mut compactions) = (LogId::default(), Compactions::default());
         self.pairs("meta", |key, value| {
-            let number = || {
-                let bytes: Result<[u8; 8], _> = value.try_into();
-                bytes.map(u64::from_be_bytes).map_err(|_| self.content("meta", key, "no number"))
-            };
+            let number = || count(value).ok_or_else(|| self.content("meta", key, "no number"));
             let revision = || {
                 let parsed = parse_revision(value).map(|(revision, _)| revision.main);
                 parsed.map(Some).ok_or_else(|| self.content("meta", key, "it is no revision"))
@@ -371,9 +359,8 @@ impl Database {
         self.pairs("lease", |key, value| {
             let id: Result<[u8; 8], _> = key.try_into();
             let id = id.map_err(|_| self.content("lease", key, "it is no lease id"))?;
-            let lease = decode_lease(i64::from_be_bytes(id), value);
-            let lease = lease.map_err(|_| self.content("lease", key, "it is no lease"))?;
-            imprint.leases.push(lease);
+            let lease = decode_lease(i64::from_be_bytes(id), value).ok().filter(is_lease);
+            imprint.leases.push(lease.ok_or_else(|| self.content("lease", key, "it is no lease"))?);
             Ok(())
         })?;
         self.pairs("alarm", |key, _| {
@@ -396,7 +383,9 @@ impl Database {
         })?;
         self.pairs("cluster", |key, value| {
             if key == b"clusterVersion" {
-                imprint.cluster_version = String::from_utf8_lossy(value).into_owned();
+                let version = str::from_utf8(value).ok().filter(|version| is_version(version));
+                let version = version.ok_or_else(|| self.content("cluster", key, "no version"))?;
+                imprint.cluster_version = version.to_owned();
             }
             Ok(())
         })?;
@@ -408,26 +397,60 @@ impl Database {
         let mut auth = AuthRows::default();
         self.pairs("auth", |key, value| {
             match key {
-                b"authEnabled" => auth.enabled = value == [1],
+                b"authEnabled" => {
+                    auth.enabled = Some(match value {
+                        [1] => true,
+                        [0] => false,
+                        // Taken for "off", it would let everybody in.
+                        _ => return Err(self.content("auth", key, "it is neither 0 nor 1")),
+                    });
+                }
                 b"authRevision" => {
-                    let bytes: Result<[u8; 8], _> = value.try_into();
-                    let bytes = bytes.map_err(|_| self.content("auth", key, "no number"))?;
-                    auth.revision = u64::from_be_bytes(bytes);
+                    let number = count(value);
+                    let number = number.ok_or_else(|| self.content("auth", key, "no revision"))?;
+                    // 0 = none yet; etcd counts from 1.
+                    auth.revision = (number > 0).then_some(number);
                 }
                 _ => {}
             }
             Ok(())
         })?;
         self.pairs("authUsers", |key, value| {
-            auth.users.push((key.to_vec(), value.to_vec()));
+            let user = User::decode(value).ok().filter(|user| is_name(key, &user.name));
+            let user = user.ok_or_else(|| self.content("authUsers", key, "it is no user"))?;
+            auth.users.push(user);
             Ok(())
         })?;
         self.pairs("authRoles", |key, value| {
-            auth.roles.push((key.to_vec(), value.to_vec()));
+            let role = Role::decode(value).ok().filter(|role| is_name(key, &role.name));
+            let role = role.ok_or_else(|| self.content("authRoles", key, "it is no role"))?;
+            auth.roles.push(role);
             Ok(())
         })?;
         Ok(auth)
     }
+}
+
+/// Eight bytes as a number that can still be counted on.
+fn count(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().map(u64::from_be_bytes).ok().filter(|count| *count <= COUNT_MAX)
+}
+
+/// Whether etcd would have granted it.
+fn is_lease(lease: &LeaseRow) -> bool {
+    let times = 0..=TTL_MAX;
+    lease.id != 0 && times.contains(&lease.ttl) && times.contains(&lease.remaining_ttl)
+}
+
+/// Whether it is a number of three parts, as `3.7.0`.
+fn is_version(text: &str) -> bool {
+    let parts = text.split('.').filter(|part| part.parse::<u32>().is_ok());
+    parts.count() == 3 && text.matches('.').count() == 2
+}
+
+/// Whether a user or a role stands below its own name.
+fn is_name(key: &[u8], name: &[u8]) -> bool {
+    key == name && !name.is_empty() && str::from_utf8(name).is_ok()
 }
 
 fn hex_id(key: &[u8]) -> Option<u64> {

@@ -12,7 +12,7 @@ use kelson_api::Message;
 use kelson_api::etcdserverpb::Member;
 
 use super::wal::{CONF_CHANGE, CRC, ENTRY, METADATA, SNAPSHOT, STATE};
-use super::wal::{ConfChangeRecord, HardState, Metadata, RaftEntry, Record, SnapshotMark};
+use super::wal::{ConfChangeRecord, HardState, Metadata, RaftEntry, SnapshotMark, file_of};
 use crate::Identity;
 use crate::dir::{make_dir, sync_dir};
 use crate::open::OpenError;
@@ -119,33 +119,20 @@ fn write_file(
 fn log(founding: &Founding) -> Vec<u8> {
     let Identity { cluster_id, member_id } = founding.identity;
     let applied = founding.applied();
-    let mut log = Log::default();
-    log.add(CRC, &[]);
-    log.add(METADATA, &Metadata { member_id, cluster_id }.encode_to_vec());
-    log.add(SNAPSHOT, &SnapshotMark::default().encode_to_vec());
+    let metadata = Metadata { member_id, cluster_id }.encode_to_vec();
+    let mut records = vec![
+        (CRC, Vec::new()),
+        (METADATA, metadata),
+        (SNAPSHOT, SnapshotMark::default().encode_to_vec()),
+    ];
     for (member, index) in founding.members.iter().zip(1..) {
         let change =
             ConfChangeRecord { kind: 0, member_id: member.id, context: member_json(member) };
         let data = change.encode_to_vec();
         let entry = RaftEntry { kind: CONF_CHANGE, term: applied.term, index, data };
-        log.add(ENTRY, &entry.encode_to_vec());
+        records.push((ENTRY, entry.encode_to_vec()));
     }
     let state = HardState { term: applied.term, vote: member_id, commit: applied.index };
-    log.add(STATE, &state.encode_to_vec());
-    log.bytes
-}
-
-/// Records with their running checksum.
-#[derive(Default)]
-struct Log {
-    bytes: Vec<u8>,
-    crc: u32,
-}
-
-impl Log {
-    fn add(&mut self, kind: i64, data: &[u8]) {
-        self.crc = crc32c::crc32c_append(self.crc, data);
-        let record = Record { kind, crc: self.crc, data: data.to_vec() };
-        record.frame_into(&mut self.bytes);
-    }
+    records.push((STATE, state.encode_to_vec()));
+    file_of(records)
 }

@@ -1,5 +1,5 @@
 //! Fills the state of a new data directory from a database of etcd: every row byte for byte, leases,
-//! alarms, compactions. Who the members are and where the log begins is said by the caller, who knows
+//! alarms, users and roles, compactions. Who the members are and where the log begins is said by the caller, who knows
 //! consensus. The directory counts for nothing until its owner gives it its final name. Called by the
 //! raft crate; stands on `database` and the engine.
 
@@ -28,15 +28,15 @@ use crate::types::{LogId, Row};
 const STEP_PAIRS: usize = 4096;
 const STEP_BYTES: usize = 4 << 20;
 
+/// No store reaches it, and it leaves room to count on.
+const REVISION_MAX: i64 = i64::MAX / 4;
+
 /// Why a state could not be filled. The source is untouched.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The source.
     #[error(transparent)]
     File(#[from] EtcdFileError),
-    /// The source holds something that this version cannot keep.
-    #[error("{0}")]
-    Unsupported(String),
     /// The target.
     #[error(transparent)]
     Dir(#[from] OpenError),
@@ -56,13 +56,22 @@ pub enum ImportError {
     },
     /// The revision cannot be raised so far.
     #[error(
-        "the revision {revision} cannot be raised by {by}: it would be beyond what etcd can count"
+        "the revision {revision} cannot be raised by {by}: no room would be left to count on; \
+         choose a smaller --bump-revision"
     )]
     Raise {
         /// The newest revision of the source.
         revision: i64,
         /// What was asked.
         by: u64,
+    },
+    /// The source has a revision that nobody can have counted to.
+    #[error("{}: the revision {revision} is none that a store can reach", path.display())]
+    Revision {
+        /// The source.
+        path: PathBuf,
+        /// Its revision.
+        revision: i64,
     },
 }
 
@@ -96,6 +105,8 @@ pub struct Imported {
     pub compacted: i64,
     /// Leases.
     pub leases: usize,
+    /// Users.
+    pub users: usize,
 }
 
 /// Fills the state. `progress` is told rows and bytes now and then. Blocks; on disk when it returns.
@@ -109,7 +120,6 @@ pub fn import(
     progress: &mut dyn FnMut(Imported),
 ) -> Result<Imported, ImportError> {
     let imprint = database.imprint()?;
-    refuse_auth(database, &imprint)?;
     let state_dir = data_dir.state_dir();
     make_dir(&state_dir)?;
     let cache_bytes = Options::new("").sled_cache_bytes;
@@ -141,7 +151,7 @@ pub fn import(
     }
     read?;
     let (tally, mut done) = (filling.tally, filling.done);
-    let tables = tables(imprint, &plan, filling.marked, &mut done)?;
+    let tables = tables(database.path(), imprint, &plan, filling.marked, &mut done)?;
     for pair in keys::encode_tables(&tables) {
         filling.put(pair)?;
     }
@@ -157,26 +167,9 @@ pub fn import(
     Ok(done)
 }
 
-/// Users and roles are kept from this version's tables, which it does not have yet: a store without
-/// them would let everybody in.
-fn refuse_auth(database: &Database, imprint: &Imprint) -> Result<(), ImportError> {
-    let auth = &imprint.auth;
-    if !auth.enabled && auth.users.is_empty() && auth.roles.is_empty() {
-        return Ok(());
-    }
-    Err(ImportError::Unsupported(format!(
-        "{} holds {} users and {} roles (authentication {}), which this version of Kelson cannot \
-         keep; without them everybody could read and write. Remove them in etcd first (`etcdctl auth \
-         disable`, `user delete`, `role delete`) and take a new snapshot",
-        database.path().display(),
-        auth.users.len(),
-        auth.roles.len(),
-        if auth.enabled { "enabled" } else { "disabled" },
-    )))
-}
-
 /// Everything beside the rows. Adds revision and compaction to what was done.
 fn tables(
+    source: &Path,
     imprint: Imprint,
     plan: &Plan,
     marked: i64,
@@ -189,17 +182,23 @@ fn tables(
     }
     let mut revision = done.revision.max(scheduled.unwrap_or(1)).max(1);
     revision = revision.max(imprint.compactions.finished.unwrap_or(1));
+    if revision > REVISION_MAX {
+        return Err(ImportError::Revision { path: source.to_owned(), revision });
+    }
     if let Some(by) = plan.raise {
         let raised = i64::try_from(by).ok().and_then(|by| revision.checked_add(by));
+        let raised = raised.filter(|raised| *raised <= REVISION_MAX);
         revision = raised.ok_or(ImportError::Raise { revision, by })?;
         scheduled = Some(revision);
     }
     done.revision = revision;
     done.compacted = scheduled.max(imprint.compactions.finished).unwrap_or(-1);
     done.leases = imprint.leases.len();
+    done.users = imprint.auth.users.len();
     Ok(Tables {
         leases: imprint.leases,
         alarms: imprint.alarms,
+        auth: imprint.auth,
         members: plan.members.clone(),
         removed: plan.removed.clone(),
         membership: Some((plan.applied, plan.membership.clone())),
@@ -240,7 +239,12 @@ impl<F: FnMut() -> Result<Box<dyn Backend>, EngineError>> Filling<'_, F> {
         }
         let parsed = row::parse(row.kv).filter(|parsed| {
             let is_whole = row.tombstone || parsed.mod_revision == row.key.main;
-            is_whole && !parsed.key.is_empty() && (0..=Entry::SUB_MAX).contains(&row.key.sub)
+            // A key changes once in a revision at most.
+            let known = 0..=row.key.main;
+            let is_past =
+                known.contains(&parsed.create_revision) && known.contains(&parsed.version);
+            let has_place = (0..=Entry::SUB_MAX).contains(&row.key.sub);
+            is_whole && is_past && has_place && !parsed.key.is_empty()
         });
         if parsed.is_none() {
             return Err(database.bad_row(row.key).into());

@@ -3,28 +3,29 @@
 //! of these files is trusted: whatever does not fit is an error that names the file and the place, and
 //! memory stays bounded by what the file really holds.
 //!
-//! Rooms: `bolt` knows pages and buckets, `database` what etcd keeps in them, `wal` the log, `import`
-//! the way into our own state, `target` the directory that it goes to, `export` the way out.
+//! Rooms: `bolt` knows pages and buckets, `database` what etcd keeps in them, `wal` the log, `requests`
+//! what its entries ask for, `import` the way into our own state, `target` the directory that it goes
+//! to, `export` the way out.
 
 mod bolt;
 mod database;
 mod export;
 mod fuzz;
 mod import;
+mod requests;
 mod target;
 mod wal;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use database::{
-    AuthRows, Compactions, Database, DatabaseStatus, Digest, Imprint, check_digest,
-};
+pub use database::{Compactions, Database, DatabaseStatus, Digest, Imprint, check_digest};
 pub use export::{EtcdVersion, Founding, export};
 pub(crate) use fuzz::restore as fuzz_restore;
 pub use import::{ImportError, Imported, Plan, import};
+pub use requests::{ConfChange, ConfChangeKind, Payload};
 pub use target::{Target, finish_adoption, is_etcd_dir};
-pub use wal::{ConfChange, ConfChangeKind, EtcdEntry, EtcdLog, Payload, read_wal};
+pub use wal::{EtcdEntry, EtcdLog, read_wal};
 
 /// Why a file of etcd cannot be used. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -107,13 +108,13 @@ pub(crate) fn fuzz_bolt(data: &[u8], file: &Path) {
 }
 
 /// Body of a fuzz target: any bytes as a file of etcd's log are read to the end or refused. Records
-/// get their checksums first, so that the decoders behind them are reached.
+/// get their checksums first, and then entries their records, so that the decoders behind them are reached.
 pub(crate) fn fuzz_wal(data: &[u8], dir: &Path) {
     let file = dir.join("0000000000000000-0000000000000000.wal");
-    for bytes in [data.to_vec(), wal::with_sound_checksums(data)] {
+    for bytes in [data.to_vec(), wal::with_sound_checksums(data), wal::with_sound_entries(data)] {
         if std::fs::write(&file, bytes).is_err() {
             return;
         }
-        let _ = read_wal(dir, 0);
+        let _ = wal::read(dir, 0, requests::Requests::with_cheap_hashes());
     }
 }

@@ -1,8 +1,7 @@
 //! Reads etcd's write-ahead log: files of framed records with a running checksum, as 3.4 to 3.7 write
 //! them. It gives the hard state and all entries behind a position, each as the command that it is
-//! here. It changes nothing and decides nothing about what is committed: that is for consensus.
-//! Stands beside `database`; the raft crate makes log entries of what it finds. Over 600 lines, because
-//! files, records and requests are one format that nobody else reads.
+//! here (`requests`). It changes nothing and decides nothing about what is committed: that is for
+//! consensus. Stands beside `database`; the raft crate makes log entries of what it finds.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,15 +9,10 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use kelson_api::Message;
-use kelson_api::command::command::Op;
-use kelson_api::command::{ClusterVersionSet, MemberPublish};
-use kelson_api::etcdserverpb::{
-    AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseCheckpointRequest, LeaseGrantRequest,
-    LeaseRevokeRequest, Member, PutRequest, TxnRequest,
-};
 
 use super::EtcdFileError;
-use super::database::parse_member;
+use super::database::COUNT_MAX;
+use super::requests::{Payload, Requests, entries_of};
 use crate::types::LogId;
 
 /// Length of a record's length.
@@ -28,6 +22,8 @@ const SECTOR: u64 = 512;
 /// Entries behind the position that may be held. etcd's database follows its log within a second, so
 /// there are few. Unit: bytes.
 const HELD_BYTES_MAX: usize = 1 << 30;
+/// etcd begins a new file behind this many bytes; no request comes near. Unit: bytes.
+const RECORD_BYTES_MAX: u64 = 64 << 20;
 
 pub(super) const METADATA: i64 = 1;
 pub(super) const ENTRY: i64 = 2;
@@ -35,7 +31,6 @@ pub(super) const STATE: i64 = 3;
 pub(super) const CRC: i64 = 4;
 pub(super) const SNAPSHOT: i64 = 5;
 
-const NORMAL: i32 = 0;
 pub(super) const CONF_CHANGE: i32 = 1;
 
 impl Record {
@@ -81,43 +76,6 @@ pub struct EtcdEntry {
     pub id: LogId,
     /// What it does.
     pub payload: Payload,
-}
-
-/// What an entry does here.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Payload {
-    /// Nothing: the first entry of a term, or a request without an effect on what we keep.
-    Blank,
-    /// A change of the store.
-    Command(Box<Op>),
-    /// A change of the members.
-    Members(ConfChange),
-}
-
-/// A change of the members.
-#[derive(Clone, PartialEq, Debug)]
-pub struct ConfChange {
-    /// What changes.
-    pub kind: ConfChangeKind,
-    /// For which member.
-    pub member_id: u64,
-    /// What etcd noted about it.
-    pub member: Option<Member>,
-    /// A learner becomes a voter.
-    pub is_promote: bool,
-}
-
-/// Kinds of changes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ConfChangeKind {
-    /// A voter comes, or a learner is promoted.
-    AddVoter,
-    /// A member goes.
-    Remove,
-    /// A member has other peer URLs.
-    Update,
-    /// A learner comes.
-    AddLearner,
 }
 
 #[derive(Clone, PartialEq, kelson_api::Message)]
@@ -178,122 +136,23 @@ pub(super) struct ConfChangeRecord {
     pub(super) context: Vec<u8>,
 }
 
-/// What etcd adds to the JSON of a member.
-#[derive(serde::Deserialize)]
-struct ConfChangeContext {
-    #[serde(rename = "isPromote", default)]
-    is_promote: bool,
-}
-
-/// A request of the old API, by which etcd 3.4 and 3.5 publish members and versions.
-#[derive(Clone, PartialEq, kelson_api::Message)]
-struct RequestV2 {
-    #[prost(string, tag = "2")]
-    method: String,
-    #[prost(string, tag = "3")]
-    path: String,
-    #[prost(string, tag = "4")]
-    value: String,
-}
-
-#[derive(Clone, PartialEq, kelson_api::Message)]
-struct VersionSet {
-    #[prost(string, tag = "1")]
-    version: String,
-}
-
-#[derive(Clone, PartialEq, kelson_api::Message)]
-struct Attributes {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, repeated, tag = "2")]
-    client_urls: Vec<String>,
-}
-
-#[derive(Clone, PartialEq, kelson_api::Message)]
-struct AttributesSet {
-    #[prost(uint64, tag = "1")]
-    member_id: u64,
-    #[prost(message, optional, tag = "2")]
-    attributes: Option<Attributes>,
-}
-
-/// etcd's union of requests. Those that only read, and those of users and roles, are looked at no
-/// further than that they are there.
-#[derive(Clone, PartialEq, kelson_api::Message)]
-struct Request {
-    #[prost(message, optional, tag = "2")]
-    v2: Option<RequestV2>,
-    #[prost(bytes = "vec", optional, tag = "3")]
-    range: Option<Vec<u8>>,
-    #[prost(message, optional, tag = "4")]
-    put: Option<PutRequest>,
-    #[prost(message, optional, tag = "5")]
-    delete_range: Option<DeleteRangeRequest>,
-    #[prost(message, optional, tag = "6")]
-    txn: Option<TxnRequest>,
-    #[prost(message, optional, tag = "7")]
-    compaction: Option<CompactionRequest>,
-    #[prost(message, optional, tag = "8")]
-    lease_grant: Option<LeaseGrantRequest>,
-    #[prost(message, optional, tag = "9")]
-    lease_revoke: Option<LeaseRevokeRequest>,
-    #[prost(message, optional, tag = "10")]
-    alarm: Option<AlarmRequest>,
-    #[prost(message, optional, tag = "11")]
-    lease_checkpoint: Option<LeaseCheckpointRequest>,
-    #[prost(bytes = "vec", optional, tag = "1000")]
-    auth_enable: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1011")]
-    auth_disable: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1012")]
-    authenticate: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1013")]
-    auth_status: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1100")]
-    user_add: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1101")]
-    user_delete: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1102")]
-    user_get: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1103")]
-    user_change_password: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1104")]
-    user_grant_role: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1105")]
-    user_revoke_role: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1106")]
-    user_list: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1107")]
-    role_list: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1200")]
-    role_add: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1201")]
-    role_delete: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1202")]
-    role_get: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1203")]
-    role_grant_permission: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "1204")]
-    role_revoke_permission: Option<Vec<u8>>,
-    #[prost(message, optional, tag = "1300")]
-    version_set: Option<VersionSet>,
-    #[prost(message, optional, tag = "1301")]
-    attributes_set: Option<AttributesSet>,
-    #[prost(bytes = "vec", optional, tag = "1302")]
-    downgrade_set: Option<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "9900")]
-    downgrade_test: Option<Vec<u8>>,
-}
-
 /// Reads the log in a directory: everything that stands behind `position`.
 ///
 /// # Errors
 /// A file is missing or damaged, or an entry is none that we can carry out. An unfinished write at the
 /// end of the last file is no damage.
 pub fn read_wal(dir: &Path, position: u64) -> Result<EtcdLog, EtcdFileError> {
+    read(dir, position, Requests::default())
+}
+
+/// As [`read_wal`].
+pub(super) fn read(
+    dir: &Path,
+    position: u64,
+    requests: Requests,
+) -> Result<EtcdLog, EtcdFileError> {
     let files = files(dir)?;
-    let mut reading = Reading { position, ..Reading::default() };
+    let mut reading = Reading { position, requests, ..Reading::default() };
     let last = files.len() - 1;
     for (place, (_, path)) in files.into_iter().enumerate() {
         reading.file(&path, place == last)?;
@@ -325,9 +184,12 @@ fn files(dir: &Path) -> Result<BTreeMap<u64, PathBuf>, EtcdFileError> {
     let Some(first) = files.keys().next().copied() else {
         return Err(foreign("it holds no log file".to_owned()));
     };
-    for (number, wanted) in files.keys().zip(first..) {
-        if *number != wanted {
-            return Err(foreign(format!("the file with number {wanted:016x} is missing")));
+    let mut last = first;
+    for number in files.keys().skip(1) {
+        // There is a greater one, so this one can be counted on.
+        last += 1;
+        if *number != last {
+            return Err(foreign(format!("the file with number {last:016x} is missing")));
         }
     }
     Ok(files)
@@ -340,6 +202,7 @@ struct Reading {
     has_metadata: bool,
     crc: u32,
     held: usize,
+    requests: Requests,
 }
 
 /// One record and where it stands.
@@ -389,7 +252,9 @@ impl Reading {
                           etcd once and stop it in order";
             return Err(damaged(reason));
         }
-        // Bounded by the length of the file.
+        if len > RECORD_BYTES_MAX {
+            return Err(damaged("a record is larger than 64 MiB: etcd writes none"));
+        }
         let mut bytes = vec![0; len as usize];
         input.read_exact(&mut bytes).map_err(failed)?;
         let is_torn = || is_last && has_zero_sector(&bytes, *offset + FRAME);
@@ -434,6 +299,9 @@ impl Reading {
             STATE => {
                 let state = HardState::decode(record.data.as_slice());
                 let state = state.map_err(|_| damaged("a hard state does not decode"))?;
+                if state.term.max(state.commit) > COUNT_MAX {
+                    return Err(damaged("a hard state has an impossible term or index"));
+                }
                 self.log.term = state.term;
                 self.log.vote = state.vote;
                 self.log.commit = state.commit;
@@ -445,6 +313,9 @@ impl Reading {
             SNAPSHOT => {
                 let mark = SnapshotMark::decode(record.data.as_slice());
                 let mark = mark.map_err(|_| damaged("a snapshot mark does not decode"))?;
+                if mark.term.max(mark.index) > COUNT_MAX {
+                    return Err(damaged("a snapshot mark has an impossible term or index"));
+                }
                 self.snapshot(LogId { term: mark.term, index: mark.index });
             }
             _ => return Err(damaged("a record has a type that is not known")),
@@ -470,6 +341,9 @@ impl Reading {
     fn entry(&mut self, path: &Path, offset: u64, entry: RaftEntry) -> Result<(), EtcdFileError> {
         let id = LogId { term: entry.term, index: entry.index };
         let damaged = |reason: &str| EtcdFileError::damaged(path, offset, reason);
+        if id.term.max(id.index) > COUNT_MAX {
+            return Err(damaged("an entry has an impossible term or index"));
+        }
         let is_first = self.log.last.index == 0;
         if id.index == 0 || (!is_first && id.index > self.log.last.index + 1) {
             return Err(damaged("entries are missing before this one"));
@@ -498,9 +372,10 @@ impl Reading {
                           up, and stop it in order";
             return Err(damaged(reason));
         }
-        let index = id.index;
-        let payload = payload(entry)
-            .map_err(|reason| damaged(&format!("entry {index} cannot be carried out: {reason}")))?;
+        let payload = self.requests.payload(self.log.cluster_id, entry);
+        let payload = payload.map_err(|reason| {
+            damaged(&format!("entry {} cannot be carried out: {reason}", id.index))
+        })?;
         self.log.entries.push(EtcdEntry { id, payload });
         Ok(())
     }
@@ -540,154 +415,107 @@ fn has_zero_sector(bytes: &[u8], start: u64) -> bool {
     is_zero(first) || rest.chunks(SECTOR as usize).any(is_zero)
 }
 
-/// What an entry does here.
-fn payload(entry: RaftEntry) -> Result<Payload, String> {
-    match entry.kind {
-        NORMAL if entry.data.is_empty() => Ok(Payload::Blank),
-        NORMAL => match Request::decode(entry.data.as_slice()) {
-            Ok(request) => command(request),
-            // etcd 3.4 and 3.5 write requests of the old API as they are.
-            Err(_) => match RequestV2::decode(entry.data.as_slice()) {
-                Ok(request) => v2_command(&request),
-                Err(_) => Err("its request does not decode".to_owned()),
-            },
-        },
-        CONF_CHANGE => members(&entry.data).map(Payload::Members),
-        kind => Err(format!("entries of type {kind} are not known")),
-    }
-}
-
-fn command(request: Request) -> Result<Payload, String> {
-    let op = match request {
-        Request { put: Some(request), .. } => Op::Put(request),
-        Request { delete_range: Some(request), .. } => Op::DeleteRange(request),
-        Request { txn: Some(request), .. } => Op::Txn(request),
-        Request { compaction: Some(request), .. } => Op::Compaction(request),
-        Request { lease_grant: Some(request), .. } => Op::LeaseGrant(request),
-        Request { lease_revoke: Some(request), .. } => Op::LeaseRevoke(request),
-        Request { lease_checkpoint: Some(request), .. } => Op::LeaseCheckpoint(request),
-        Request { alarm: Some(request), .. } => Op::Alarm(request),
-        other => return other_command(&other),
-    };
-    Ok(Payload::Command(Box::new(op)))
-}
-
-fn other_command(request: &Request) -> Result<Payload, String> {
-    if let Some(v2) = &request.v2 {
-        return v2_command(v2);
-    }
-    if let Some(VersionSet { version }) = &request.version_set {
-        return Ok(version_set(version));
-    }
-    if let Some(set) = &request.attributes_set {
-        let attributes = set.attributes.clone().unwrap_or_default();
-        return Ok(publish(set.member_id, attributes.name, attributes.client_urls));
-    }
-    let r = request;
-    let auth = [
-        &r.auth_enable,
-        &r.auth_disable,
-        &r.user_add,
-        &r.user_delete,
-        &r.user_change_password,
-        &r.user_grant_role,
-        &r.user_revoke_role,
-        &r.role_add,
-        &r.role_delete,
-        &r.role_grant_permission,
-        &r.role_revoke_permission,
-    ];
-    if auth.iter().any(|change| change.is_some()) {
-        let text = "it changes users or roles, which this version of Kelson does not keep";
-        return Err(text.to_owned());
-    }
-    let harmless = [
-        &r.range,
-        &r.authenticate,
-        &r.auth_status,
-        &r.user_get,
-        &r.user_list,
-        &r.role_list,
-        &r.role_get,
-        // What a downgrade of etcd would need; our members are all of one kind.
-        &r.downgrade_set,
-        &r.downgrade_test,
-    ];
-    match harmless.iter().any(|request| request.is_some()) {
-        true => Ok(Payload::Blank),
-        false => Err("its request is of a kind that this version does not know".to_owned()),
-    }
-}
-
-fn version_set(version: &str) -> Payload {
-    let set = ClusterVersionSet { version: version.to_owned() };
-    Payload::Command(Box::new(Op::ClusterVersionSet(set)))
-}
-
-fn publish(id: u64, name: String, client_urls: Vec<String>) -> Payload {
-    let publish = MemberPublish { id, name, client_urls, storage_uuid: Default::default() };
-    Payload::Command(Box::new(Op::MemberPublish(publish)))
-}
-
-/// The only requests of the old API that mean something here: a member says its name and URLs, the
-/// leader says the cluster's version.
-fn v2_command(request: &RequestV2) -> Result<Payload, String> {
-    #[derive(serde::Deserialize)]
-    struct AttributesJson {
-        #[serde(default)]
-        name: String,
-        #[serde(rename = "clientURLs", default)]
-        client_urls: Option<Vec<String>>,
-    }
-    if request.method != "PUT" {
-        return Ok(Payload::Blank);
-    }
-    if request.path == "/0/version" {
-        return Ok(version_set(&request.value));
-    }
-    let member = request.path.strip_prefix("/0/members/");
-    let Some(id) = member.and_then(|path| path.strip_suffix("/attributes")) else {
-        return Ok(Payload::Blank);
-    };
-    let id = u64::from_str_radix(id, 16).map_err(|_| format!("{id:?} is no member id"))?;
-    let json: AttributesJson = serde_json::from_str(&request.value)
-        .map_err(|error| format!("the attributes of member {id:x}: {error}"))?;
-    Ok(publish(id, json.name, json.client_urls.unwrap_or_default()))
-}
-
-fn members(data: &[u8]) -> Result<ConfChange, String> {
-    let record = ConfChangeRecord::decode(data);
-    let record = record.map_err(|_| "its change of members does not decode".to_owned())?;
-    let kind = match record.kind {
-        0 => ConfChangeKind::AddVoter,
-        1 => ConfChangeKind::Remove,
-        2 => ConfChangeKind::Update,
-        3 => ConfChangeKind::AddLearner,
-        kind => return Err(format!("a change of members of type {kind} is not known")),
-    };
-    let context: Option<ConfChangeContext> = serde_json::from_slice(&record.context).ok();
-    Ok(ConfChange {
-        kind,
-        member_id: record.member_id,
-        member: parse_member(&record.context),
-        is_promote: context.is_some_and(|context| context.is_promote),
-    })
-}
-
 /// For the fuzz target: records with fitting checksums out of any bytes. The first byte of each is its
 /// type, the second its length.
 pub(super) fn with_sound_checksums(mut data: &[u8]) -> Vec<u8> {
-    let mut file = Vec::new();
-    let mut crc = 0;
+    let mut records = Vec::new();
     while let [kind, len, rest @ ..] = data {
         let (body, rest) = rest.split_at(rest.len().min(usize::from(*len)));
         data = rest;
-        crc = crc32c::crc32c_append(crc, body);
-        let record = Record { kind: i64::from(kind % 7), crc, data: body.to_vec() };
-        if record.kind == CRC {
-            continue;
-        }
-        record.frame_into(&mut file);
+        records.push((i64::from(kind % 7), body.to_vec()));
+    }
+    records.retain(|(kind, _)| *kind != CRC);
+    file_of(records)
+}
+
+/// For the fuzz target: a log whose entries are any bytes. The first byte of each is its length.
+pub(super) fn with_sound_entries(data: &[u8]) -> Vec<u8> {
+    let metadata = Metadata { member_id: 1, cluster_id: 2 }.encode_to_vec();
+    let entries = entries_of(data).into_iter().map(|entry| (ENTRY, entry.encode_to_vec()));
+    file_of(std::iter::once((METADATA, metadata)).chain(entries))
+}
+
+/// Records with their running checksum.
+pub(super) fn file_of(records: impl IntoIterator<Item = (i64, Vec<u8>)>) -> Vec<u8> {
+    let (mut file, mut crc) = (Vec::new(), 0);
+    for (kind, data) in records {
+        crc = crc32c::crc32c_append(crc, &data);
+        Record { kind, crc, data }.frame_into(&mut file);
     }
     file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(term: u64, index: u64) -> (i64, Vec<u8>) {
+        (ENTRY, RaftEntry { kind: 0, term, index, data: Vec::new() }.encode_to_vec())
+    }
+
+    fn metadata() -> (i64, Vec<u8>) {
+        (METADATA, Metadata { member_id: 1, cluster_id: 2 }.encode_to_vec())
+    }
+
+    /// What is said of a log with these files.
+    fn read_files(files: &[(&str, Vec<u8>)]) -> Result<EtcdLog, String> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for (name, bytes) in files {
+            fs::write(dir.path().join(name), bytes).expect("write a file");
+        }
+        read_wal(dir.path(), 0).map_err(|error| {
+            let text = error.to_string();
+            assert!(text.contains(&dir.path().display().to_string()), "no file: {text}");
+            text
+        })
+    }
+
+    fn read_records(records: impl IntoIterator<Item = (i64, Vec<u8>)>) -> Result<EtcdLog, String> {
+        let records = std::iter::once(metadata()).chain(records);
+        read_files(&[("0000000000000000-0000000000000000.wal", file_of(records))])
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_counted_on_are_refused() {
+        let found = read_records([entry(1, 1), entry(1, 2)]).expect("it is sound");
+        assert_eq!((found.entries.len(), found.last.index), (2, 2));
+        let state = |term, commit| (STATE, HardState { term, vote: 0, commit }.encode_to_vec());
+        let mark = |index, term| (SNAPSHOT, SnapshotMark { index, term }.encode_to_vec());
+        for (record, what) in [
+            (entry(1, u64::MAX), "an entry"),
+            (entry(u64::MAX, 1), "an entry"),
+            (state(u64::MAX, 0), "a hard state"),
+            (state(1, u64::MAX), "a hard state"),
+            (mark(u64::MAX, 1), "a snapshot mark"),
+            (mark(1, u64::MAX), "a snapshot mark"),
+        ] {
+            let error = read_records([record, entry(1, 2)]).expect_err("it must be refused");
+            assert!(error.contains(&format!("{what} has an impossible term or index")), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_follow_each_other_without_a_gap() {
+        let name = |number: u64| format!("{number:016x}-0000000000000000.wal");
+        let empty = || file_of([metadata()]);
+        let last = name(u64::MAX);
+        read_files(&[(&last, empty())]).expect("a number like any other");
+        let error = read_files(&[(&name(3), empty()), (&last, empty())]).expect_err("a gap");
+        assert!(error.contains("the file with number 0000000000000004 is missing"), "{error}");
+    }
+
+    #[test]
+    fn a_record_that_etcd_cannot_have_written_takes_no_memory() {
+        let mut file = file_of([metadata()]);
+        let len = RECORD_BYTES_MAX + 8;
+        file.extend_from_slice(&len.to_le_bytes());
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("0000000000000000-0000000000000000.wal");
+        fs::write(&path, &file).expect("write a file");
+        // It is there, but as a hole that takes no room on the disk.
+        let holed = File::options().write(true).open(&path).expect("open the file");
+        holed.set_len(file.len() as u64 + len).expect("make it longer");
+        let error = read_wal(dir.path(), 0).expect_err("it must be refused").to_string();
+        assert!(error.contains("a record is larger than 64 MiB"), "{error}");
+    }
 }

@@ -20,7 +20,7 @@ use crate::sabotage::{self, Variant};
 use crate::types::{CompactionTicket, Delta, Fatal, LeaseRow, MetaChange, Outcome, Reply};
 
 /// Longest TTL of a lease. Unit: seconds.
-const TTL_MAX: i64 = 9_000_000_000;
+pub(crate) const TTL_MAX: i64 = 9_000_000_000;
 
 /// Applies one command and adds what it changed to the entry's delta.
 pub(crate) fn apply(
