@@ -102,7 +102,8 @@ fn a_pair_within_the_list_of_pairs_is_refused() {
 
 #[test]
 fn pages_within_other_pages_are_refused() {
-    let (low, high): ([(&[u8], &[u8]); 1], [(&[u8], &[u8]); 1]) = ([(b"a", b"1")], [(b"b", b"2")]);
+    type Pairs = [(&'static [u8], &'static [u8]); 1];
+    let (low, high): (Pairs, Pairs) = ([(b"a", b"1")], [(b"b", b"2")]);
     let pages = |more| {
         [
             with_bucket(4),
