@@ -275,8 +275,9 @@ async fn every_member_writes_and_reads() {
             assert!(reader.has(&format!("{number}/{round}")).await, "{number}/{round}");
         }
     }
-    let revisions: Vec<i64> = members.iter().map(|member| member.reader.revision()).collect();
-    assert!(revisions.iter().all(|revision| *revision == 61), "{revisions:?}");
+    // Who neither wrote nor read the last one may still have it before it.
+    let is_whole = |member: &Member| member.reader.revision() == 61;
+    eventually(|| members.iter().all(is_whole).then_some(())).await;
     let ids: Vec<u64> = members[0].reader.members().iter().map(|member| member.id).collect();
     assert_eq!(ids.len(), 3);
     for member in members {
