@@ -115,5 +115,5 @@ pub(crate) const MUTANTS: [Mutant; 52] = [
         Test::Cargo("auth_tokens", "signed_tokens_are_checked_by_whoever_has_the_key"),
     ),
     of("token-outlives-password", Test::Script("auth/tokens")),
-    of("auth-off-at-start", Test::Cargo("auth_tokens", "users_survive_a_crash")),
+    of("auth-off-at-start", Test::Cargo("auth_tokens", "users_survive_a_crash_and_an_orderly_end")),
 ];
