@@ -1,6 +1,7 @@
-//! Asks every other member once a second which version it runs, and ten times a second one that does
-//! not answer. The answers say three things: since when each member is connected, how long the way
-//! there and back takes, and which versions the cluster has. It decides nothing; member changes, metrics and the cluster version read it.
+//! Asks every other member once a second which version it runs, and one that does not answer ten times
+//! a second and whenever it calls. The answers say three things: since when each member is connected,
+//! how long the way there and back takes, and which versions the cluster has. It decides nothing;
+//! member changes, metrics and the cluster version read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -8,13 +9,14 @@ use std::time::{Duration, Instant};
 use kelson_api::peer::VersionRequest;
 use kelson_api::peer::side_client::SideClient;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::app::App;
 
 /// Time between two questions to a member that does not answer: member changes count from the first
 /// answer, so it must not come a second late. Source: how often etcd dials a peer.
-const RETRY: Duration = Duration::from_millis(100);
+pub const RETRY: Duration = Duration::from_millis(100);
 
 /// One that answers is asked each second.
 const TICKS_PER_ROUND: u64 = 10;
@@ -26,6 +28,8 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct Probes {
     members: Mutex<BTreeMap<u64, Probe>>,
+    /// Told when a member that is not known to be connected has called.
+    heard: Notify,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -47,6 +51,13 @@ impl Probes {
     #[must_use]
     pub fn version(&self, member: u64) -> Option<String> {
         self.members.lock().get(&member)?.version.clone()
+    }
+
+    /// A member has called, so it can be asked now.
+    pub(crate) fn heard(&self, member: u64) {
+        if self.active_since(member).is_none() {
+            self.heard.notify_one();
+        }
     }
 
     /// Forgets all members but these.
@@ -77,7 +88,10 @@ pub(super) async fn run(app: App) {
     let mut asked = BTreeSet::new();
     let mut ticks = 0_u64;
     loop {
-        tick.tick().await;
+        let is_tick = tokio::select! {
+            _ = tick.tick() => true,
+            () = app.probes.heard.notified() => false,
+        };
         while let Some(answered) = asking.try_join_next() {
             match answered {
                 Ok(member) => drop(asked.remove(&member)),
@@ -88,8 +102,8 @@ pub(super) async fn run(app: App) {
         let members = app.reader.members().into_iter().map(|member| member.id);
         let others: Vec<u64> = members.filter(|id| *id != own).collect();
         app.probes.retain(&others);
-        let is_round = ticks.is_multiple_of(TICKS_PER_ROUND);
-        ticks += 1;
+        let is_round = is_tick && ticks.is_multiple_of(TICKS_PER_ROUND);
+        ticks += u64::from(is_tick);
         for member in others {
             let is_due = is_round || app.probes.active_since(member).is_none();
             if is_due && asked.insert(member) {

@@ -20,14 +20,14 @@ use tonic::{Request, Response, Status};
 use super::gate::Gate;
 use crate::app::App;
 use crate::header::header;
-use crate::housekeeping::probe::Probes;
+use crate::housekeeping::probe::{self, Probes};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::peer_urls;
 
 /// How long a member must have been connected to count for a change. Source: etcd's
-/// `HealthInterval`.
-const STEADY: Duration = Duration::from_secs(5);
+/// `HealthInterval`, less what a probe may see it late: etcd knows of a connection when it is made.
+const STEADY: Duration = Duration::from_secs(5).saturating_sub(probe::RETRY);
 
 /// Serves membership.
 pub(super) struct ClusterService {

@@ -20,6 +20,7 @@ use super::blocking::Blocking;
 use crate::app::App;
 use crate::header::header;
 use crate::housekeeping::lease::Lessor;
+use crate::housekeeping::probe::Probes;
 use crate::version::{ETCD_VERSION, KELSON_VERSION};
 
 /// Serves other members.
@@ -27,6 +28,7 @@ pub(crate) struct SideService {
     node: Node,
     reader: Reader,
     lessor: Arc<Lessor>,
+    probes: Arc<Probes>,
     blocking: Blocking,
 }
 
@@ -36,6 +38,7 @@ pub(crate) fn server(app: &App, lessor: Arc<Lessor>) -> SideServer<SideService> 
         node: app.node.clone(),
         reader: app.reader.clone(),
         lessor,
+        probes: Arc::clone(&app.probes),
         blocking: Blocking::new(),
     })
 }
@@ -94,7 +97,7 @@ impl Side for SideService {
         &self,
         request: Request<VersionRequest>,
     ) -> Result<Response<VersionReply>, Status> {
-        self.node.check_peer(request.metadata())?;
+        self.probes.heard(self.node.check_peer(request.metadata())?);
         Ok(Response::new(VersionReply {
             etcd_version: ETCD_VERSION.to_owned(),
             kelson_version: KELSON_VERSION.to_owned(),
