@@ -1,6 +1,7 @@
 //! Three members that agree: every member serves what any of them was told, the death of the leader
 //! loses nothing, members come and go, leases live through any member, and a rolling restart is not
 //! seen by clients that do what etcd's own does. `KELSON_BIN` names another binary.
+//! Over 600 lines: every test is one life of the same three members.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! Sockets and connections: binds the listen URLs, accepts within the limit of open files, shakes
 //! hands with TLS, and serves HTTP/1 and HTTP/2 on each connection. What a request means is the
-//! business of the handler it is given.
+//! business of the handler it is given. Some lines over 600: a connection's way from the socket to the
+//! handler is read in one piece.
 
 use std::convert::Infallible;
 use std::future::Future;
