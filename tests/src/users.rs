@@ -1,5 +1,5 @@
-//! Users and roles of every kind on a member under test, made and looked at through etcdctl: what must be the
-//! same wherever their data are served. Passwords are those of `KNOWN`, everywhere.
+//! Users and roles of every kind on a member under test, made and looked at through etcdctl: what
+//! must be the same wherever their data are served. Passwords are those of `KNOWN`, everywhere.
 
 use std::fmt::Write;
 

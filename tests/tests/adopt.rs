@@ -1,6 +1,7 @@
-//! The first start on the data directory of a real etcd: everything that etcd acknowledged is there, also
-//! what its database had not yet taken from its log; ids stay; etcd's files stay as they were; and what
-//! cannot be taken over is refused with nothing changed. `KELSON_BIN` names another binary.
+//! The first start on the data directory of a real etcd: everything that etcd acknowledged is
+//! there, also what its database had not yet taken from its log; ids stay; etcd's files stay as
+//! they were; and what cannot be taken over is refused with nothing changed. `KELSON_BIN` names
+//! another binary.
 
 use std::path::Path;
 use std::time::Instant;

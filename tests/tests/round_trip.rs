@@ -1,8 +1,8 @@
-//! From etcd to Kelson and back: a store with a long history, leases, users and a compaction in its midst
-//! moves by its data directory and by a snapshot, and nothing that a client could see changes on the way. At
-//! every stop the whole picture is taken anew: hashes, users, leases with their keys, the point of
-//! compaction, and every event that a watcher who comes back there is told. `KELSON_BIN` names another
-//! binary.
+//! From etcd to Kelson and back: a store with a long history, leases, users and a compaction in its
+//! midst moves by its data directory and by a snapshot, and nothing that a client could see changes
+//! on the way. At every stop the whole picture is taken anew: hashes, users, leases with their
+//! keys, the point of compaction, and every event that a watcher who comes back there is told.
+//! `KELSON_BIN` names another binary.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};

@@ -77,8 +77,8 @@ pub fn delete_range(request: &DeleteRangeRequest) -> Result<(), Error> {
 /// back from the log would end every member.
 const LEVELS_MAX: usize = 32;
 
-/// Checks a transaction: number of nesting levels, size of each, its operations in the order given, then keys
-/// that it would change twice.
+/// Checks a transaction: number of nesting levels, size of each, its operations in the order given,
+/// then keys that it would change twice.
 ///
 /// # Errors
 /// `TooManyOps`, the errors of the single operations, `KeyNotFound` for an empty operation,

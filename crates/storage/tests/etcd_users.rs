@@ -1,5 +1,5 @@
-//! Users and roles in a database file of etcd: read as they stand there, and refused where they cannot be
-//! what etcd wrote. A mistake here would lock people out, or let them in.
+//! Users and roles in a database file of etcd: read as they stand there, and refused where they
+//! cannot be what etcd wrote. A mistake here would lock people out, or let them in.
 
 mod support;
 

@@ -258,7 +258,8 @@ fn a_lease_belongs_to_those_who_may_write_all_its_keys() {
     assert_eq!(told(&mut state, "root", revoke(1)), Ok(()));
 }
 
-/// The time is far from both: with the lease gone through for each put it takes longer than half a minute.
+/// The time is far from both: with the lease gone through for each put it takes longer than half a
+/// minute.
 #[test]
 fn a_lease_of_many_keys_does_not_stop_everybody() {
     let mut state = with_users();

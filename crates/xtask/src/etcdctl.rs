@@ -1,6 +1,7 @@
-//! Runs the scripts of tests/clients/etcdctl against the server under test and against real etcd, with
-//! etcdctl of several releases, and compares what etcdctl prints. The two servers run one after the other on the same ports, so that
-//! even member and cluster ids have to agree. It never judges an answer by itself.
+//! Runs the scripts of tests/clients/etcdctl against the server under test and against real etcd,
+//! with etcdctl of several releases, and compares what etcdctl prints. The two servers run one
+//! after the other on the same ports, so that even member and cluster ids have to agree. It never
+//! judges an answer by itself.
 
 use std::collections::BTreeMap;
 use std::fs;

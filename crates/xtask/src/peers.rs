@@ -26,8 +26,9 @@ pub(crate) struct Program {
 /// etcdctl of every release that is compared, oldest first; the last is that of the other programs.
 pub(crate) const ETCDCTLS: [&str; 4] = ["etcdctl-3.4", "etcdctl-3.5", "etcdctl-3.6", "etcdctl"];
 
-/// The load generator has its own module: its newest release still needs the libraries of 3.6. So has each
-/// older etcdctl, and each older etcd, which is there for its data directories: Kelson takes them over.
+/// The load generator has its own module: its newest release still needs the libraries of 3.6. So
+/// has each older etcdctl, and each older etcd, which is there for its data directories: Kelson
+/// takes them over.
 const PROGRAMS: [(&str, &str, &str, &str); 10] = [
     ("etcd", "tests/peers", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
     ("etcdctl", "tests/peers", "go.etcd.io/etcd/etcdctl/v3", "go.etcd.io/etcd/etcdctl/v3"),

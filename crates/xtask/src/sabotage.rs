@@ -1,5 +1,6 @@
 //! `cargo xtask sabotage`: builds the programs that can be broken on purpose, the server and the
-//! simulation, to where `jepsen mutants` looks for them. `--check` looks into the release binary instead: nothing of it may be there.
+//! simulation, to where `jepsen mutants` looks for them. `--check` looks into the release binary
+//! instead: nothing of it may be there.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! `kelson-sim`: the command line of the enumeration and of the simulated clusters. The commands `member`,
-//! `worker` and `cluster` are for the processes that it starts itself.
+//! `kelson-sim`: the command line of the enumeration and of the simulated clusters. The commands
+//! `member`, `worker` and `cluster` are for the processes that it starts itself.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

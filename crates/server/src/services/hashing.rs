@@ -1,6 +1,6 @@
-//! Passwords on their way to a hash and back. Both are meant to be slow, and anybody may ask for a check:
-//! they run on threads of their own, on half of the processors at most, so that members hear of one
-//! another however many passwords are tried; and only so many wait. It knows no user.
+//! Passwords on their way to a hash and back. Both are meant to be slow, and anybody may ask for a
+//! check: they run on threads of their own, on half of the processors at most, so that members hear
+//! of one another however many passwords are tried; and only so many wait. It knows no user.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -1,5 +1,5 @@
-//! `snapshot status`, `snapshot restore` and `export`. What a snapshot holds and what a member begins with is
-//! known below; here flags become a request, and the outcome becomes text.
+//! `snapshot status`, `snapshot restore` and `export`. What a snapshot holds and what a member
+//! begins with is known below; here flags become a request, and the outcome becomes text.
 
 use std::path::{Path, PathBuf};
 

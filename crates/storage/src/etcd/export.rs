@@ -1,7 +1,7 @@
-//! The way out: a data directory on which etcd starts. The database is the snapshot file with the members
-//! of the new cluster in it; the log is that of a cluster just founded, one entry per member, which the
-//! database already contains. It is built beside its final place and appears in one step. Called by the
-//! raft crate, which knows the ids.
+//! The way out: a data directory on which etcd starts. The database is the snapshot file with the
+//! members of the new cluster in it; the log is that of a cluster just founded, one entry per
+//! member, which the database already contains. It is built beside its final place and appears in
+//! one step. Called by the raft crate, which knows the ids.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;

@@ -1,7 +1,7 @@
-//! Fills the state of a new data directory from a database of etcd: every row byte for byte, leases,
-//! alarms, users and roles, compactions. Who the members are and where the log begins is said by the caller, who knows
-//! consensus. The directory counts for nothing until its owner gives it its final name. Called by the
-//! raft crate; stands on `database` and the engine.
+//! Fills the state of a new data directory from a database of etcd: every row byte for byte,
+//! leases, alarms, users and roles, compactions. Who the members are and where the log begins is
+//! said by the caller, who knows consensus. The directory counts for nothing until its owner gives
+//! it its final name. Called by the raft crate; stands on `database` and the engine.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
-//! Files of etcd, read and made, never changed: its database (`member/snap/db`, and snapshot files, which
-//! hold the same), and its write-ahead log. `import` fills a new state of ours from a database. No byte
-//! of these files is trusted: whatever does not fit is an error that names the file and the place, and
-//! memory stays bounded by what the file really holds.
+//! Files of etcd, read and made, never changed: its database (`member/snap/db`, and snapshot files,
+//! which hold the same), and its write-ahead log. `import` fills a new state of ours from a
+//! database. No byte of these files is trusted: whatever does not fit is an error that names the
+//! file and the place, and memory stays bounded by what the file really holds.
 //!
 //! Rooms: `bolt` knows pages and buckets, `database` what etcd keeps in them, `wal` the log, `requests`
 //! what its entries ask for, `import` the way into our own state, `target` the directory that it goes
@@ -108,7 +108,8 @@ pub(crate) fn fuzz_bolt(data: &[u8], file: &Path) {
 }
 
 /// Body of a fuzz target: any bytes as a file of etcd's log are read to the end or refused. Records
-/// get their checksums first, and then entries their records, so that the decoders behind them are reached.
+/// get their checksums first, and then entries their records, so that the decoders behind them are
+/// reached.
 pub(crate) fn fuzz_wal(data: &[u8], dir: &Path) {
     let file = dir.join("0000000000000000-0000000000000000.wal");
     for bytes in [data.to_vec(), wal::with_sound_checksums(data), wal::with_sound_entries(data)] {

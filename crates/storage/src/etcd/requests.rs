@@ -1,7 +1,7 @@
-//! What an entry of etcd's log asks for, as the command that it is here: etcd's union of requests, those of
-//! its old API that still mean something, and changes of the members. A request that etcd judges by the
-//! rights of its user when it applies it carries that user, so it comes to the same end here. It reads
-//! no file and decides nothing. Called by `wal` for each entry.
+//! What an entry of etcd's log asks for, as the command that it is here: etcd's union of requests,
+//! those of its old API that still mean something, and changes of the members. A request that etcd
+//! judges by the rights of its user when it applies it carries that user, so it comes to the same
+//! end here. It reads no file and decides nothing. Called by `wal` for each entry.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -322,9 +322,9 @@ fn command(op: Op, asker: Option<Asker>) -> Payload {
     Payload::Commands(Batch { commands: vec![command] }.encode_to_vec().into())
 }
 
-/// By etcd's rule a lease may be revoked by who may write all its keys; one without keys by anybody, even
-/// by somebody without a name. Ours wants a name or a revision first, so nobody gets a revision that is
-/// too old for any key.
+/// By etcd's rule a lease may be revoked by who may write all its keys; one without keys by
+/// anybody, even by somebody without a name. Ours wants a name or a revision first, so nobody gets
+/// a revision that is too old for any key.
 fn asker_of_revoke(asker: Asker) -> Asker {
     let auth_revision = if asker.user.is_empty() { 1 } else { asker.auth_revision };
     Asker { auth_revision, ..asker }
@@ -423,7 +423,8 @@ fn members(data: &[u8]) -> Result<ConfChange, String> {
     })
 }
 
-/// For the fuzz target: the records of a log with one entry for each request, behind what says whose it is.
+/// For the fuzz target: the records of a log with one entry for each request, behind what says
+/// whose it is.
 pub(super) fn entries_of(data: &[u8]) -> Vec<RaftEntry> {
     let (mut entries, mut rest) = (Vec::new(), data);
     while let [len, after @ ..] = rest {

@@ -1,7 +1,8 @@
-//! Simulated clusters: several whole members in one process, with a network, disks and a clock that obey
-//! a seed. `schedule` draws what goes wrong, `driver` and `faults` let it happen to the members of `world`,
-//! `clients` use the cluster, `history` judges; `disk`, `net` and `machine` are what the members stand on; `command` runs many seeds, each in a
-//! process of its own. Nothing here knows how consensus works.
+//! Simulated clusters: several whole members in one process, with a network, disks and a clock that
+//! obey a seed. `schedule` draws what goes wrong, `driver` and `faults` let it happen to the
+//! members of `world`, `clients` use the cluster, `history` judges; `disk`, `net` and `machine` are
+//! what the members stand on; `command` runs many seeds, each in a process of its own. Nothing here
+//! knows how consensus works.
 
 mod clients;
 pub mod command;
