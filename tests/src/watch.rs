@@ -27,18 +27,22 @@ fn request(union: RequestUnion) -> pb::WatchRequest {
     pb::WatchRequest { request_union: Some(union) }
 }
 
+/// Asks for everything from this revision on, with the states before.
+pub fn all_from(revision: i64) -> pb::WatchRequest {
+    request(RequestUnion::CreateRequest(pb::WatchCreateRequest {
+        key: "\0".into(),
+        range_end: "\0".into(),
+        start_revision: revision,
+        prev_kv: true,
+        ..Default::default()
+    }))
+}
+
 impl Watcher {
     /// Watches everything from this revision on, with the states before.
     pub async fn open(channel: &Channel, from: i64) -> Watcher {
-        let create = pb::WatchCreateRequest {
-            key: "\0".into(),
-            range_end: "\0".into(),
-            start_revision: from,
-            prev_kv: true,
-            ..Default::default()
-        };
         let (requests, outgoing) = mpsc::channel(16);
-        requests.send(request(RequestUnion::CreateRequest(create))).await.expect("it is open");
+        requests.send(all_from(from)).await.expect("it is open");
         let mut client = WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
         let responses = client.watch(ReceiverStream::new(outgoing)).await.expect("a stream");
         Watcher { requests, responses: responses.into_inner() }

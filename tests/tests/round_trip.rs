@@ -17,6 +17,7 @@ use kelson_tests::cluster::Cluster;
 use kelson_tests::server::{etcd_binary, kelson_binary};
 use kelson_tests::tools::{etcdctl, hash_kv_for, peer, run};
 use kelson_tests::users::{self, ROOT};
+use kelson_tests::watch::all_from;
 use pb::auth_client::AuthClient;
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
@@ -166,15 +167,7 @@ impl Door {
 
     /// Digests of all events from a revision to another, with the states before them.
     async fn events(&self, from: i64, to: i64) -> BTreeMap<i64, u64> {
-        let create = pb::WatchCreateRequest {
-            key: "\0".into(),
-            range_end: "\0".into(),
-            start_revision: from,
-            prev_kv: true,
-            ..Default::default()
-        };
-        let union = pb::watch_request::RequestUnion::CreateRequest(create);
-        let asked = futures::stream::iter([pb::WatchRequest { request_union: Some(union) }]);
+        let asked = futures::stream::iter([all_from(from)]);
         let asked = self.with(asked.chain(futures::stream::pending()));
         let mut client = WatchClient::new(self.channel.clone());
         client = client.max_decoding_message_size(usize::MAX);

@@ -162,4 +162,18 @@ mod tests {
         probes.retain(&[8]);
         assert_eq!(probes.version(7), None);
     }
+
+    #[tokio::test]
+    async fn a_call_of_one_that_is_not_connected_wakes_who_asks() {
+        let probes = Probes::default();
+        let woken = || tokio::time::timeout(Duration::from_millis(10), probes.heard.notified());
+        probes.answered(7, "3.7.3".to_owned(), Instant::now());
+        probes.heard(7);
+        assert!(woken().await.is_err(), "it is known to be connected");
+        probes.heard(8);
+        assert!(woken().await.is_ok(), "never asked");
+        assert!(probes.failed(7));
+        probes.heard(7);
+        assert!(woken().await.is_ok(), "silent before, and now it calls");
+    }
 }
