@@ -287,3 +287,39 @@ impl Reader {
         judge(&self.state, asker, rule)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kelson_api::authpb::{Role, permission::Type};
+
+    use super::*;
+    use crate::auth::AuthRows;
+    use crate::types::LeaseRow;
+
+    /// Ann may write what begins with `w`.
+    fn users() -> Auth {
+        let perm_type = Type::Readwrite as i32;
+        let permission = Permission { perm_type, key: "w".into(), range_end: "x".into() };
+        let role = Role { name: "w".into(), key_permission: vec![permission] };
+        let user = User { name: "ann".into(), roles: vec!["w".to_owned()], ..Default::default() };
+        let (users, roles) = (vec![user], vec![role]);
+        Auth::new(AuthRows { enabled: Some(true), revision: Some(1), users, roles })
+    }
+
+    #[test]
+    fn a_lease_is_gone_through_once() {
+        let (auth, mut leases) = (users(), Leases::default());
+        for (id, key) in [(1, b"w"), (2, b"a")] {
+            leases.put(LeaseRow { id, ttl: 5, remaining_ttl: 0 });
+            leases.reattach(key, 0, id);
+        }
+        let asker = Asker { user: "ann".to_owned(), auth_revision: 1 };
+        let writable = RefCell::default();
+        let judge = Judge { auth: &auth, leases: &leases, asker: &asker, writable };
+        assert_eq!(judge.attach(1), Ok(()));
+        assert_eq!(judge.attach(2), Err(Error::PermissionDenied));
+        assert_eq!(*judge.writable.borrow(), BTreeSet::from([1]), "what was found stays known");
+        judge.writable.borrow_mut().insert(2);
+        assert_eq!(judge.attach(2), Ok(()), "what is known is not looked for again");
+    }
+}
