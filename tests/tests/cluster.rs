@@ -394,6 +394,30 @@ fn members_come_and_go() {
 }
 
 #[test]
+fn a_learner_removed_while_it_hears_nobody_ends() {
+    run(async {
+        let mut cluster = Cluster::start(&kelson_binary(), 1, "http", &[]);
+        let learner = cluster.reserve();
+        let request =
+            pb::MemberAddRequest { peer_ur_ls: vec![cluster.peer_url(learner)], is_learner: true };
+        let mut client = ClusterClient::new(cluster.channel(0));
+        let added = client.member_add(request).await.expect("added").into_inner();
+        let id = added.member.expect("the new member").id;
+        cluster.join(learner, &[0]);
+        cluster.wait_ready(learner);
+        // No leader calls it any more once it goes on, and it never asks for votes.
+        cluster.pause(learner);
+        client.member_remove(pb::MemberRemoveRequest { id }).await.expect("removed");
+        cluster.stop(0);
+        cluster.spawn(0);
+        cluster.wait_ready(0);
+        cluster.resume(learner);
+        let status = cluster.wait_end(learner);
+        assert_eq!(status.code(), Some(0), "{}", cluster.log_tail(learner));
+    });
+}
+
+#[test]
 fn a_new_voter_is_healthy_only_with_its_vote() {
     run(async {
         let mut cluster = Cluster::start(&kelson_binary(), 1, "http", &[]);

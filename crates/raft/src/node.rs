@@ -167,6 +167,12 @@ impl Node {
         self.inner.peers.channel(member)
     }
 
+    /// Learns from a call over [`Node::peer_channel`] that was refused whether this member was removed:
+    /// a learner never asks for votes, so once no leader calls it, nothing else would tell it.
+    pub fn check_refusal(&self, status: &tonic::Status) {
+        self.inner.peers.check_refusal(status);
+    }
+
     /// Who sent a call on a peer listener.
     ///
     /// # Errors

@@ -454,12 +454,17 @@ impl Peers {
             Ok(_) => link.note_alive(),
             Err(status) => {
                 link.note_failure(status);
-                if status.metadata().contains_key(REMOVED) {
-                    self.inner.removed.send_replace(true);
-                }
+                self.check_refusal(status);
             }
         }
         checked
+    }
+
+    /// Learns from a refused call whether this member was removed.
+    pub(crate) fn check_refusal(&self, status: &Status) {
+        if status.metadata().contains_key(REMOVED) {
+            self.inner.removed.send_replace(true);
+        }
     }
 
     /// A reply that names this member's data directory.

@@ -127,6 +127,9 @@ async fn ask(app: App, own: u64, member: u64) -> u64 {
             app.probes.answered(member, answer.into_inner().etcd_version, Instant::now());
         }
         Ok(Err(_)) | Err(_) => {
+            if let Ok(Err(refusal)) = &answer {
+                app.node.check_refusal(refusal);
+            }
             if app.probes.failed(member) {
                 peers.disconnected.with_label_values(&[&format!("{own:x}"), &to]).inc();
             }
