@@ -21,6 +21,10 @@ pub const RETRY: Duration = Duration::from_millis(100);
 /// One that answers is asked each second.
 const TICKS_PER_ROUND: u64 = 10;
 
+/// How long one that never answered is not taken to be down: after a start the first connection may
+/// need some attempts.
+const UNKNOWN: Duration = Duration::from_secs(1);
+
 /// Longest wait for an answer. Source: etcd's read timeout of peer connections.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
@@ -34,6 +38,8 @@ pub struct Probes {
 
 #[derive(Clone, Debug, Default)]
 struct Probe {
+    /// When it was asked first.
+    first_asked: Option<Instant>,
     /// Since when every question was answered.
     active_since: Option<Instant>,
     /// The last answer.
@@ -45,6 +51,15 @@ impl Probes {
     #[must_use]
     pub fn active_since(&self, member: u64) -> Option<Instant> {
         self.members.lock().get(&member)?.active_since
+    }
+
+    /// Whether a member that has not answered yet may still do so: it was asked for less than a second.
+    #[must_use]
+    pub fn is_unknown(&self, member: u64, now: Instant) -> bool {
+        let members = self.members.lock();
+        let Some(probe) = members.get(&member) else { return true };
+        let asked = probe.first_asked.map_or(Duration::ZERO, |asked| now.duration_since(asked));
+        probe.version.is_none() && asked < UNKNOWN
     }
 
     /// The version that a member said it runs, the last time that it answered.
@@ -63,6 +78,10 @@ impl Probes {
     /// Forgets all members but these.
     fn retain(&self, known: &[u64]) {
         self.members.lock().retain(|id, _| known.contains(id));
+    }
+
+    fn asked(&self, member: u64, now: Instant) {
+        self.members.lock().entry(member).or_default().first_asked.get_or_insert(now);
     }
 
     fn answered(&self, member: u64, version: String, now: Instant) {
@@ -107,6 +126,7 @@ pub(super) async fn run(app: App) {
         for member in others {
             let is_due = is_round || app.probes.active_since(member).is_none();
             if is_due && asked.insert(member) {
+                app.probes.asked(member, Instant::now());
                 asking.spawn(ask(app.clone(), own, member));
             }
         }
@@ -164,6 +184,22 @@ mod tests {
         assert_eq!((probes.active_since(7), probes.version(7)), (None, Some("3.7.3".to_owned())));
         probes.retain(&[8]);
         assert_eq!(probes.version(7), None);
+    }
+
+    #[test]
+    fn one_that_never_answered_is_unknown_for_a_second() {
+        let probes = Probes::default();
+        let start = Instant::now();
+        assert!(probes.is_unknown(7, start), "it was not asked yet");
+        probes.asked(7, start);
+        assert!(!probes.failed(7));
+        probes.asked(7, start + Duration::from_millis(900));
+        assert!(probes.is_unknown(7, start + Duration::from_millis(999)));
+        assert!(!probes.is_unknown(7, start + UNKNOWN), "asked for a second");
+        probes.asked(8, start);
+        probes.answered(8, "3.7.3".to_owned(), start);
+        assert!(probes.failed(8));
+        assert!(!probes.is_unknown(8, start), "it answered, and does no more");
     }
 
     #[tokio::test]

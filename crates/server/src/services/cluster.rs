@@ -55,14 +55,19 @@ impl ClusterService {
     fn view(&self) -> View {
         let own = self.node.status().member_id;
         let now = Instant::now();
-        let connection = |id| match self.probes.active_since(id) {
-            _ if id == own => Connection::Steady,
+        let active_since = |id| self.probes.active_since(id);
+        let connection = |member: &Member| match active_since(member.id) {
+            _ if member.id == own => Connection::Steady,
+            // One that runs may not have been reached yet; one that never ran is down for sure.
+            None if is_started(member) && self.probes.is_unknown(member.id, now) => {
+                Connection::Fresh
+            }
             None => Connection::Down,
             Some(since) if now.duration_since(since) >= STEADY => Connection::Steady,
             Some(_) => Connection::Fresh,
         };
         let members = self.reader.members();
-        let connections = members.iter().map(|member| connection(member.id)).collect();
+        let connections = members.iter().map(connection).collect();
         View { own, members, connections, is_strict: self.limits.strict_reconfig_check }
     }
 
@@ -78,7 +83,7 @@ impl ClusterService {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Connection {
     Down,
-    /// For less than [`STEADY`].
+    /// For less than [`STEADY`], or not known yet.
     Fresh,
     Steady,
 }
