@@ -173,7 +173,13 @@ impl Node {
         self.inner.peers.check_refusal(status);
     }
 
-    /// Who sent a call on a peer listener.
+    /// A call over [`Node::peer_channel`] that tells its receiver that the cluster has removed it: it ends
+    /// then. Whoever does not hear it learns the same when it asks.
+    pub fn farewell<T>(message: T) -> tonic::Request<T> {
+        Peers::farewell(message)
+    }
+
+    /// Who sent a call on a peer listener. A call may also tell this member that it was removed.
     ///
     /// # Errors
     /// `FailedPrecondition` or `InvalidArgument`: it is not a member that may speak to this one.

@@ -38,7 +38,7 @@ const RECEIVER: &str = "kelson-to";
 const STORAGE: &str = "kelson-storage";
 /// Index of the receiver's last log entry, in the reply that opens a stream of entries.
 const LAST: &str = "kelson-last";
-/// In a refusal: the sender was removed from the cluster.
+/// In a refusal: the sender was removed from the cluster. In a call: the receiver was.
 const REMOVED: &str = "kelson-removed";
 
 /// Flow control windows: what may be under way to one member. Unit: bytes.
@@ -436,6 +436,9 @@ impl Peers {
             return Err(refusal);
         }
         self.check_storage(from, metadata)?;
+        if metadata.contains_key(REMOVED) {
+            inner.removed.send_replace(true);
+        }
         Ok(from)
     }
 
@@ -458,6 +461,13 @@ impl Peers {
             }
         }
         checked
+    }
+
+    /// A call that tells its receiver that it was removed.
+    pub(crate) fn farewell<T>(message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert(REMOVED, ascii("1"));
+        request
     }
 
     /// Learns from a refused call whether this member was removed.

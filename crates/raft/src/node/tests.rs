@@ -3,6 +3,7 @@
 use kelson_api::etcdserverpb::{PutRequest, RangeRequest};
 use kelson_api::peer::peer_client::PeerClient;
 use kelson_api::peer::{SnapshotPart, snapshot_part};
+use tonic::service::Interceptor as _;
 
 use super::*;
 use crate::peers::Credentials;
@@ -266,6 +267,31 @@ async fn a_removal_that_was_left_half_done_is_finished() {
     until(&|| reader.members().iter().all(|row| row.id != id)).await.expect("its row goes");
     assert!(reader.removed_members().contains(&id));
     assert_eq!(node.voters(), [node.inner.member_id]);
+    joined.shutdown().await;
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_farewell_is_believed_of_members_only() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let (node, _, first) = found(dir.path(), Retention::keeping(5_000)).await;
+    let (id, second, listener) = invite(&node, &first, dir.path()).await;
+    let (joined, _) = Node::start(second).await.expect("join");
+    serve(&joined, listener);
+
+    let own = node.inner.identity;
+    let farewell = |from: Identity| {
+        let mut credentials = Credentials::new(from, node.inner.storage_uuid, id);
+        let named = credentials.call(tonic::Request::new(())).expect("never refuses");
+        let mut metadata = Node::farewell(()).metadata().clone().into_headers();
+        metadata.extend(named.metadata().clone().into_headers());
+        joined.check_peer(&tonic::metadata::MetadataMap::from_headers(metadata))
+    };
+    let elsewhere = Identity { cluster_id: own.cluster_id + 1, ..own };
+    assert!(farewell(elsewhere).is_err(), "of another cluster");
+    assert!(!*joined.removed().borrow(), "nobody who may say so has said it");
+    assert_eq!(farewell(own).ok(), Some(own.member_id));
+    assert!(*joined.removed().borrow());
     joined.shutdown().await;
     node.shutdown().await;
 }

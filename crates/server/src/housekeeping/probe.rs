@@ -1,13 +1,14 @@
 //! Asks every other member once a second which version it runs, and one that does not answer ten times
 //! a second and whenever it calls. The answers say three things: since when each member is connected,
 //! how long the way there and back takes, and which versions the cluster has. It decides nothing;
-//! member changes, metrics and the cluster version read it.
+//! member changes, metrics and the cluster version read it. One that was removed is told so once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use kelson_api::peer::VersionRequest;
 use kelson_api::peer::side_client::SideClient;
+use kelson_raft::Node;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -75,9 +76,12 @@ impl Probes {
         }
     }
 
-    /// Forgets all members but these.
-    fn retain(&self, known: &[u64]) {
-        self.members.lock().retain(|id, _| known.contains(id));
+    /// Forgets all members but these, and returns whom it forgot.
+    fn retain(&self, known: &[u64]) -> Vec<u64> {
+        let mut members = self.members.lock();
+        let gone = members.keys().copied().filter(|id| !known.contains(id)).collect();
+        members.retain(|id, _| known.contains(id));
+        gone
     }
 
     fn asked(&self, member: u64, now: Instant) {
@@ -120,7 +124,9 @@ pub(super) async fn run(app: App) {
         let own = app.node.status().member_id;
         let members = app.reader.members().into_iter().map(|member| member.id);
         let others: Vec<u64> = members.filter(|id| *id != own).collect();
-        app.probes.retain(&others);
+        for member in app.probes.retain(&others) {
+            asking.spawn(bid_farewell(app.clone(), member));
+        }
         let is_round = is_tick && ticks.is_multiple_of(TICKS_PER_ROUND);
         ticks += u64::from(is_tick);
         for member in others {
@@ -131,6 +137,17 @@ pub(super) async fn run(app: App) {
             }
         }
     }
+}
+
+/// Tells a member that was removed, which no leader calls any more, and returns it.
+async fn bid_farewell(app: App, member: u64) -> u64 {
+    if app.reader.removed_members().contains(&member) {
+        let mut client = SideClient::new(app.node.peer_channel(member));
+        let told = client.version(Node::farewell(VersionRequest {}));
+        // If it does not hear this, it is refused when it asks.
+        let _answer = tokio::time::timeout(ANSWER_TIME, told).await;
+    }
+    member
 }
 
 /// Asks one member and returns it.
@@ -182,7 +199,9 @@ mod tests {
         assert_eq!(probes.active_since(7), Some(start));
         assert!(probes.failed(7));
         assert_eq!((probes.active_since(7), probes.version(7)), (None, Some("3.7.3".to_owned())));
-        probes.retain(&[8]);
+        probes.answered(8, "3.7.3".to_owned(), start);
+        assert_eq!(probes.retain(&[8, 9]), [7]);
+        assert_eq!(probes.retain(&[8, 9]), [0_u64; 0], "once");
         assert_eq!(probes.version(7), None);
     }
 
