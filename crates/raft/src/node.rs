@@ -173,8 +173,8 @@ impl Node {
         self.inner.peers.check_refusal(status);
     }
 
-    /// A call over [`Node::peer_channel`] that tells its receiver that the cluster has removed it: it ends
-    /// then. Whoever does not hear it learns the same when it asks.
+    /// A call over [`Node::peer_channel`] that tells its receiver that the cluster has removed it:
+    /// it ends then. Whoever does not hear it learns the same when it asks.
     pub fn farewell<T>(message: T) -> tonic::Request<T> {
         Peers::farewell(message)
     }

@@ -285,7 +285,7 @@ async fn a_farewell_is_believed_of_members_only() {
         let named = credentials.call(tonic::Request::new(())).expect("never refuses");
         let mut metadata = Node::farewell(()).metadata().clone().into_headers();
         metadata.extend(named.metadata().clone().into_headers());
-        joined.check_peer(&tonic::metadata::MetadataMap::from_headers(metadata))
+        joined.check_peer(&MetadataMap::from_headers(metadata))
     };
     let elsewhere = Identity { cluster_id: own.cluster_id + 1, ..own };
     assert!(farewell(elsewhere).is_err(), "of another cluster");
