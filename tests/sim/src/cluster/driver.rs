@@ -128,6 +128,9 @@ impl Driver {
             self.world.history.lock().violate(format!("not whole {HEAL_TIME} ms after: {text}"));
             return;
         }
+        for member in 0..self.world.slots.len() {
+            self.look(member);
+        }
         self.compare_hashes();
         self.world.history.lock().judge();
     }

@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::Arc;
 
+use kelson_api::Error;
 use kelson_api::mvccpb::event::EventType;
 use kelson_raft::Status;
-use kelson_storage::{Reader, Recent};
+use kelson_storage::{Reader, Recent, Revised};
 
 /// Lines kept for a report.
 const LINES_SHOWN: usize = 40;
@@ -181,39 +183,56 @@ impl History {
         }
     }
 
+    /// Each member must show every revision from the first on that it did not compact away.
     fn observe_events(&mut self, member: usize, shown: &mut Shown, reader: &Reader) {
-        let batches = match reader.feed().recent(shown.seen) {
-            Recent::Batches(batches) => batches,
-            // It began later than that, from its files.
-            Recent::TooOld => match reader.changes(shown.seen + 1, usize::MAX, usize::MAX) {
-                Ok(changes) => {
-                    shown.seen = shown.seen.max(changes.next - 1);
-                    changes.batches
+        while shown.seen < reader.revision() {
+            let before = shown.seen;
+            let batches = match unseen(shown, reader) {
+                Ok(batches) => batches,
+                Err(error) => {
+                    let text = format!("member {member} does not show what came after {before}");
+                    return self.violate(format!("{text}: {error}"));
                 }
-                Err(_) => {
-                    shown.seen = reader.compacted().max(shown.seen);
-                    return;
-                }
-            },
-        };
-        for revised in batches {
-            let change = |event: &kelson_storage::FeedEvent| {
-                let is_put = event.kind == EventType::Put;
-                (event.kv.key.to_vec(), is_put.then(|| event.kv.value.to_vec()))
             };
-            let changes: Changes = revised.events.iter().map(change).collect();
-            let known = self.events.entry(revised.revision).or_insert_with(|| changes.clone());
-            if *known != changes {
-                let text = format!(
-                    "revision {} was {} and is {} on member {member}",
-                    revised.revision,
-                    text_of(known),
-                    text_of(&changes)
-                );
-                self.violate(text);
+            for revised in batches {
+                if let Err(text) = self.compare(member, shown, &revised) {
+                    return self.violate(text);
+                }
             }
-            shown.seen = shown.seen.max(revised.revision);
+            if shown.seen == before {
+                return self.violate(format!(
+                    "member {member} shows nothing after revision {before} and stands at {}",
+                    reader.revision()
+                ));
+            }
         }
+    }
+
+    /// Compares the next revision that a member shows with what others have shown.
+    fn compare(
+        &mut self,
+        member: usize,
+        shown: &mut Shown,
+        revised: &Revised,
+    ) -> Result<(), String> {
+        let (revision, due) = (revised.revision, shown.seen + 1);
+        if revision != due {
+            return Err(format!(
+                "member {member} shows revision {revision} where {due} was to come"
+            ));
+        }
+        let change = |event: &kelson_storage::FeedEvent| {
+            let is_put = event.kind == EventType::Put;
+            (event.kv.key.to_vec(), is_put.then(|| event.kv.value.to_vec()))
+        };
+        let changes: Changes = revised.events.iter().map(change).collect();
+        let known = self.events.entry(revision).or_insert_with(|| changes.clone());
+        if *known != changes {
+            let (known, changes) = (text_of(known), text_of(&changes));
+            return Err(format!("revision {revision} was {known} and is {changes} on m{member}"));
+        }
+        shown.seen = revision;
+        Ok(())
     }
 
     /// Judges the whole, when all members have shown everything.
@@ -298,6 +317,19 @@ impl History {
     }
 }
 
+/// What a member shows behind the revisions that were compared; those that it has compacted need not
+/// come any more.
+fn unseen(shown: &mut Shown, reader: &Reader) -> Result<Vec<Arc<Revised>>, Error> {
+    match reader.feed().recent(shown.seen) {
+        Recent::Batches(batches) => Ok(batches),
+        // From its files: it began later than that, or took over a whole state.
+        Recent::TooOld => {
+            shown.seen = shown.seen.max(reader.compacted());
+            Ok(reader.changes(shown.seen + 1, usize::MAX, usize::MAX)?.batches)
+        }
+    }
+}
+
 fn text_of(changes: &[(Vec<u8>, Option<Vec<u8>>)]) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let one = |(key, value): &(Vec<u8>, Option<Vec<u8>>)| match value {
@@ -309,6 +341,9 @@ fn text_of(changes: &[(Vec<u8>, Option<Vec<u8>>)]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kelson_api::mvccpb::KeyValue;
+    use kelson_storage::FeedEvent;
+
     use super::*;
 
     fn history() -> History {
@@ -336,6 +371,26 @@ mod tests {
         history.reads.extend([read(2, 2, "1"), read(2, 3, "2"), read(3, 3, "2")]);
         history.judge();
         assert_eq!(history.violation(), None);
+    }
+
+    #[test]
+    fn a_member_shows_every_revision_once_and_in_order() {
+        let put = |revision, value: &str| {
+            let (key, value) = (b"k".as_slice().into(), value.as_bytes().to_vec().into());
+            let kv = KeyValue { key, value, ..KeyValue::default() };
+            let events = vec![FeedEvent { kind: EventType::Put, kv, prev_kv: None }];
+            Revised { revision, events }
+        };
+        let (mut history, mut shown) = (history(), Shown::default());
+        assert_eq!(history.compare(0, &mut shown, &put(2, "1")), Ok(()));
+        let skipped = history.compare(0, &mut shown, &put(4, "3")).expect_err("3 is missing");
+        assert!(skipped.contains("revision 4 where 3 was to come"), "{skipped}");
+        let repeated = history.compare(0, &mut shown, &put(2, "1")).expect_err("2 came before");
+        assert!(repeated.contains("revision 2 where 3 was to come"), "{repeated}");
+        let other =
+            history.compare(0, &mut shown, &put(3, "9")).expect_err("others have a 2 there");
+        assert!(other.contains("revision 3 was k=2 and is k=9"), "{other}");
+        assert_eq!(history.compare(0, &mut shown, &put(3, "2")), Ok(()));
     }
 
     #[test]
