@@ -25,6 +25,13 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The number between two words of a line.
+fn number(line: &str, before: &str, after: &str) -> u64 {
+    let (_, rest) = line.split_once(before).unwrap_or_else(|| panic!("no {before:?}: {line}"));
+    let (number, _) = rest.split_once(after).unwrap_or_else(|| panic!("no {after:?}: {line}"));
+    number.parse().unwrap_or_else(|_| panic!("no number behind {before:?}: {line}"))
+}
+
 #[test]
 fn a_fixed_set_of_seeds_breaks_no_rule() {
     let output = turmoil(&["--seeds", "1..10"]);
@@ -32,6 +39,13 @@ fn a_fixed_set_of_seeds_breaks_no_rule() {
     assert!(output.status.success(), "{text}");
     let last = text.lines().last().unwrap_or_default();
     assert!(last.contains("violations 0"), "{last}");
+    // Clients that are never answered see no broken promise.
+    let operations = number(last, "operations ", " (");
+    let unknown = number(last, " (", " unknown");
+    let reads = number(last, " unknown, ", " linearizable reads");
+    assert!(operations >= 9 * 1_000, "{last}");
+    assert!(unknown * 20 < operations, "{last}");
+    assert!(reads * 5 > operations, "{last}");
     // A set in which these do not happen proves nothing of them.
     let kinds = [
         "split",

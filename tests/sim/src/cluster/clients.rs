@@ -22,6 +22,8 @@ use crate::rng::Rng;
 
 /// Keys that are written.
 const KEYS: u64 = 6;
+/// Pause before something that must succeed is tried again.
+const AGAIN: Duration = Duration::from_millis(50);
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Revisions that a compaction leaves.
@@ -139,10 +141,7 @@ impl Client {
         let id = self.next_id();
         if let Some(lease) = self.lease.take() {
             let revoke = LeaseRevokeRequest { id: lease };
-            let outcome = self.propose(id, "revoke", Op::LeaseRevoke(revoke)).await;
-            if let Some(Ok((_, revision))) = outcome {
-                self.acknowledge(revision);
-            }
+            self.propose(id, "revoke", Op::LeaseRevoke(revoke)).await;
             return;
         }
         let lease = id.cast_signed();
@@ -169,13 +168,13 @@ impl Client {
         }
     }
 
-    async fn write(&mut self, id: u64, what: &str, changes: Changes, op: Op) {
+    /// Says whether it was acknowledged.
+    async fn write(&mut self, id: u64, what: &str, changes: Changes, op: Op) -> bool {
         self.history.lock().writes.insert(id, Write { changes, outcome: None });
         let outcome = match self.propose(id, what, op).await {
-            None => return,
+            None => return false,
             Some(Err(())) => Outcome::Failed,
             Some(Ok((reply, revision))) => {
-                self.acknowledge(revision);
                 let has_changed = match reply {
                     Reply::Txn(txn) => txn.succeeded,
                     Reply::DeleteRange(deleted) => deleted.deleted > 0,
@@ -193,11 +192,7 @@ impl Client {
         if let Some(write) = self.history.lock().writes.get_mut(&id) {
             write.outcome = Some(outcome);
         }
-    }
-
-    fn acknowledge(&self, revision: i64) {
-        let mut history = self.history.lock();
-        history.acknowledged = history.acknowledged.max(revision);
+        matches!(outcome, Outcome::Done(_))
     }
 
     /// `None`: nobody knows; an error: surely not.
@@ -215,29 +210,65 @@ impl Client {
             },
         };
         let mut history = self.history.lock();
-        if result.is_none() {
-            history.unknown += 1;
+        match &result {
+            None => history.unknown += 1,
+            Some(Ok((_, revision))) => history.told = history.told.max(*revision),
+            Some(Err(())) => {}
         }
         history.say(&format!("{} {what} {id} {text}", self.name));
         result
     }
 
     async fn read(&mut self) {
-        let (id, key) = (self.next_id(), key(self.rng.below(KEYS)));
-        let floor = self.history.lock().acknowledged;
+        let key = key(self.rng.below(KEYS));
+        self.read_key(key).await;
+    }
+
+    /// A linearizable read. Says whether it was answered.
+    async fn read_key(&mut self, key: Vec<u8>) -> bool {
+        let id = self.next_id();
+        let floor = self.history.lock().told;
         if !self.reads_locally {
             let barrier = tokio::time::timeout(PATIENCE, self.node.read_barrier()).await;
             if !matches!(barrier, Ok(Ok(_))) {
                 self.history.lock().say(&format!("{} read {id} failed", self.name));
-                return;
+                return false;
             }
         }
         let range = RangeRequest { key: key.clone().into(), ..RangeRequest::default() };
+        // Nothing may come between the look at the store and the word of it.
         let answer = self.reader.range(&range);
         let mut history = self.history.lock();
-        let Ok((response, revision)) = answer else { return };
+        let (response, revision) = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                history.violate(format!("{} cannot read its own state: {error}", self.name));
+                return false;
+            }
+        };
         history.say(&format!("{} read {id} done {revision}", self.name));
         let value = response.kvs.first().map(|kv| kv.value.to_vec());
-        history.reads.push(Read { floor, revision, key, value });
+        history.answer(Read { floor, revision, key, value });
+        true
+    }
+
+    /// What every member must still do in the end: a write that is acknowledged, and a linearizable
+    /// read.
+    pub(super) async fn finish(mut self) {
+        let key = b"end".to_vec();
+        while !self.write_end(key.clone()).await {
+            tokio::time::sleep(AGAIN).await;
+        }
+        while !self.read_key(key.clone()).await {
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn write_end(&mut self, key: Vec<u8>) -> bool {
+        let id = self.next_id();
+        let value = self.value(id);
+        let changes = vec![(key.clone(), Some(value.clone()))];
+        let put = PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() };
+        self.write(id, "end", changes, Op::Put(put)).await
     }
 }

@@ -61,7 +61,7 @@ impl Driver {
                 is_wanted: member < run.members,
                 is_up: member < run.members,
                 running: None,
-                has_written: false,
+                has_finished: false,
             })
         };
         let world = Arc::new(World {
@@ -119,7 +119,7 @@ impl Driver {
             return;
         }
         self.heal();
-        let converged = self.until_whole() && self.write_everywhere() && self.until_whole();
+        let converged = self.until_whole() && self.finish_everywhere() && self.until_whole();
         if self.is_over() {
             return;
         }
@@ -307,21 +307,21 @@ impl Driver {
         stands.len() == 1 && leaders == 1
     }
 
-    fn write_everywhere(&mut self) -> bool {
+    fn finish_everywhere(&mut self) -> bool {
         for slot in &self.world.slots {
             if let Some(running) = &slot.lock().running {
                 // A member that ends meanwhile is seen below.
-                let _ = running.tasks.send(Task::Write);
+                let _ = running.tasks.send(Task::Finish);
             }
         }
         let until = self.now + HEAL_TIME;
-        let has_written = |slot: &Mutex<Slot>| {
+        let has_finished = |slot: &Mutex<Slot>| {
             let slot = slot.lock();
-            slot.has_written || !slot.is_wanted
+            slot.has_finished || !slot.is_wanted
         };
         while self.now < until && !self.is_over() {
             self.tick();
-            if self.world.slots.iter().all(has_written) {
+            if self.world.slots.iter().all(has_finished) {
                 return true;
             }
         }

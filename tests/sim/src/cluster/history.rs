@@ -34,7 +34,7 @@ pub(super) struct Write {
 /// A linearizable read that was answered.
 #[derive(Debug)]
 pub(super) struct Read {
-    /// The newest revision that had been acknowledged to anybody when it began.
+    /// The newest revision that anybody had been told of when it began.
     pub(super) floor: i64,
     pub(super) revision: i64,
     pub(super) key: Vec<u8>,
@@ -69,8 +69,8 @@ impl Default for Shown {
 pub(super) struct History {
     pub(super) writes: BTreeMap<u64, Write>,
     pub(super) reads: Vec<Read>,
-    /// The newest revision that was acknowledged.
-    pub(super) acknowledged: i64,
+    /// The newest revision that anybody was told of, by a write or by a linearizable read.
+    pub(super) told: i64,
     pub(super) operations: u64,
     pub(super) unknown: u64,
     leaders: BTreeMap<u64, usize>,
@@ -110,6 +110,13 @@ impl History {
         let mut lines: Vec<&str> = self.trace.lines().rev().take(LINES_SHOWN).collect();
         lines.reverse();
         lines
+    }
+
+    /// A linearizable read was answered. One that begins later must not show less, even if the answer
+    /// to the write that it saw was lost.
+    pub(super) fn answer(&mut self, read: Read) {
+        self.told = self.told.max(read.revision);
+        self.reads.push(read);
     }
 
     /// A member has started.
@@ -302,7 +309,7 @@ impl History {
         self.reads.iter().find_map(|read| {
             if read.revision < read.floor {
                 return Some(format!(
-                    "a read was stale: revision {} was acknowledged before it began: {read:?}",
+                    "a read was stale: revision {} had been told of before it began: {read:?}",
                     read.floor
                 ));
             }
@@ -391,6 +398,19 @@ mod tests {
             history.compare(0, &mut shown, &put(3, "9")).expect_err("others have a 2 there");
         assert!(other.contains("revision 3 was k=2 and is k=9"), "{other}");
         assert_eq!(history.compare(0, &mut shown, &put(3, "2")), Ok(()));
+    }
+
+    #[test]
+    fn a_read_shows_no_less_than_one_before_it() {
+        let mut history = history();
+        for write in history.writes.values_mut() {
+            write.outcome = None;
+        }
+        history.answer(read(history.told, 3, "2"));
+        history.answer(read(history.told, 2, "1"));
+        history.judge();
+        let found = history.violation().unwrap_or("nothing");
+        assert!(found.contains("a read was stale"), "{found}");
     }
 
     #[test]

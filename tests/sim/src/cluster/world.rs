@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kelson_api::command::{MemberPublish, command::Op};
-use kelson_api::etcdserverpb::PutRequest;
 use kelson_raft::{MemberChange, Node, NodeConfig, StartError};
 use kelson_storage::{Options, Reader};
 use parking_lot::Mutex;
@@ -30,7 +29,8 @@ pub(super) type Cluster = Vec<(String, Vec<String>)>;
 pub(super) enum Task {
     Add(String),
     Change(MemberChange),
-    Write,
+    /// The last one: a write and a linearizable read.
+    Finish,
 }
 
 /// One member.
@@ -45,7 +45,7 @@ pub(super) struct Slot {
     pub(super) is_wanted: bool,
     pub(super) is_up: bool,
     pub(super) running: Option<Running>,
-    pub(super) has_written: bool,
+    pub(super) has_finished: bool,
 }
 
 pub(super) struct Running {
@@ -79,28 +79,26 @@ pub(super) async fn live(world: Arc<World>, member: usize) -> turmoil::Result {
     };
     let (tasks, waiting) = mpsc::unbounded_channel();
     world.history.lock().born(member, &node.status());
-    let (life, published) = {
+    let life = {
         let mut slot = world.slots[member].lock();
         let shown = Shown::default();
         let (node, reader) = (node.clone(), reader.clone());
         slot.running = Some(Running { node, reader, shown, tasks });
-        (slot.life, slot.dir.clone())
+        slot.life
     };
-    drop(published);
+    let client = |number: u64| Client {
+        name: format!("m{member}.{life}.{number}"),
+        rng: Rng::fork(world.run.seed, 300 + (member as u64 * 1_000 + life) * 10 + number),
+        node: node.clone(),
+        reader: reader.clone(),
+        history: world.history.clone(),
+        reads_locally: world.run.flaw == Some(Flaw::LocalReads),
+        lease: None,
+    };
     tokio::spawn(publish(node.clone(), member));
-    tokio::spawn(work(world.clone(), member, node.clone(), waiting));
+    tokio::spawn(work(world.clone(), member, client(CLIENTS), waiting));
     for number in 0..CLIENTS {
-        let stream = 300 + (member as u64 * 1_000 + life) * 10 + number;
-        let client = Client {
-            name: format!("m{member}.{life}.{number}"),
-            rng: Rng::fork(world.run.seed, stream),
-            node: node.clone(),
-            reader: reader.clone(),
-            history: world.history.clone(),
-            reads_locally: world.run.flaw == Some(Flaw::LocalReads),
-            lease: None,
-        };
-        tokio::spawn(client.run(world.run.seconds * 1_000));
+        tokio::spawn(client(number).run(world.run.seconds * 1_000));
     }
     net::serve(node.peer_routes()).await?;
     std::future::pending().await
@@ -172,13 +170,14 @@ async fn publish(node: Node, member: usize) {
     }
 }
 
-/// Does what the driver asks.
+/// Does what the driver asks; the last of it by a client of its own.
 async fn work(
     world: Arc<World>,
     member: usize,
-    node: Node,
+    client: Client,
     mut waiting: mpsc::UnboundedReceiver<Task>,
 ) {
+    let node = client.node.clone();
     while let Some(task) = waiting.recv().await {
         match task {
             Task::Add(url) => {
@@ -200,19 +199,10 @@ async fn work(
                 let result = node.change_members(change).await;
                 world.history.lock().say(&format!("m{member} change: {result:?}"));
             }
-            Task::Write => {
-                loop {
-                    let put = PutRequest {
-                        key: "end".into(),
-                        value: format!("m{member} {}", world.history.lock().now).into(),
-                        ..PutRequest::default()
-                    };
-                    if node.propose(Op::Put(put)).await.is_ok_and(|put| put.result.is_ok()) {
-                        break;
-                    }
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                world.slots[member].lock().has_written = true;
+            Task::Finish => {
+                client.finish().await;
+                world.slots[member].lock().has_finished = true;
+                return;
             }
         }
     }
