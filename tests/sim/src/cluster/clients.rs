@@ -17,7 +17,7 @@ use kelson_raft::Node;
 use kelson_storage::{Reader, Reply};
 use parking_lot::Mutex;
 
-use super::history::{History, Outcome, Read, Write};
+use super::history::{Changes, History, Outcome, Read, Write};
 use crate::rng::Rng;
 
 /// Keys that are written.
@@ -40,8 +40,6 @@ pub(super) struct Client {
     pub(super) reads_locally: bool,
     pub(super) lease: Option<i64>,
 }
-
-type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 fn key(number: u64) -> Vec<u8> {
     format!("k{number}").into_bytes()
@@ -140,8 +138,12 @@ impl Client {
     async fn lease(&mut self) {
         let id = self.next_id();
         if let Some(lease) = self.lease.take() {
+            self.history.lock().revoked.insert(lease);
             let revoke = LeaseRevokeRequest { id: lease };
-            self.propose(id, "revoke", Op::LeaseRevoke(revoke)).await;
+            let outcome = self.propose(id, "revoke", Op::LeaseRevoke(revoke)).await;
+            if let Some(Err(())) = outcome {
+                self.history.lock().revoked.remove(&lease);
+            }
             return;
         }
         let lease = id.cast_signed();
@@ -170,7 +172,11 @@ impl Client {
 
     /// Says whether it was acknowledged.
     async fn write(&mut self, id: u64, what: &str, changes: Changes, op: Op) -> bool {
-        self.history.lock().writes.insert(id, Write { changes, outcome: None });
+        let lease = match &op {
+            Op::Put(put) => Some(put.lease).filter(|lease| *lease != 0),
+            _ => None,
+        };
+        self.history.lock().writes.insert(id, Write { changes, lease, outcome: None });
         let outcome = match self.propose(id, what, op).await {
             None => return false,
             Some(Err(())) => Outcome::Failed,

@@ -22,11 +22,19 @@ pub(super) enum Outcome {
     Failed,
 }
 
+/// Key and value; a deletion has none.
+pub(super) type Change = (Vec<u8>, Option<Vec<u8>>);
+
+/// The changes of one revision, in the order in which they are made.
+pub(super) type Changes = Vec<Change>;
+
 /// A write of unique values.
 #[derive(Debug)]
 pub(super) struct Write {
-    /// Key and value; a deletion has none.
-    pub(super) changes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// All of it, or nothing.
+    pub(super) changes: Changes,
+    /// The lease that its key hangs on.
+    pub(super) lease: Option<i64>,
     /// `None`: nobody knows.
     pub(super) outcome: Option<Outcome>,
 }
@@ -40,9 +48,6 @@ pub(super) struct Read {
     pub(super) key: Vec<u8>,
     pub(super) value: Option<Vec<u8>>,
 }
-
-/// The changes of one revision.
-type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// What one life of a member has shown.
 #[derive(Clone, Debug)]
@@ -69,6 +74,8 @@ impl Default for Shown {
 pub(super) struct History {
     pub(super) writes: BTreeMap<u64, Write>,
     pub(super) reads: Vec<Read>,
+    /// Leases that somebody asked to revoke, and was not surely refused.
+    pub(super) revoked: BTreeSet<i64>,
     /// The newest revision that anybody was told of, by a write or by a linearizable read.
     pub(super) told: i64,
     pub(super) operations: u64,
@@ -268,19 +275,22 @@ impl History {
                 }
             }
         }
+        self.judge_outcomes(&values).or_else(|| self.judge_authors())
+    }
+
+    /// What was acknowledged is there as it was asked for, what failed is not.
+    fn judge_outcomes(&self, values: &BTreeMap<&[u8], i64>) -> Option<String> {
         let mut revisions = BTreeSet::new();
         for (id, write) in &self.writes {
             match write.outcome {
                 Some(Outcome::Done(revision)) if revision > 0 => {
-                    let is_there = |change: &(Vec<u8>, Option<Vec<u8>>)| {
-                        self.events.get(&revision).is_some_and(|known| known.contains(change))
-                    };
-                    if !write.changes.iter().all(is_there) {
-                        let there = self.events.get(&revision).map(|known| text_of(known));
+                    let there = self.events.get(&revision);
+                    if there != Some(&write.changes) {
                         return Some(format!(
                             "write {id} was acknowledged at revision {revision} with {}; there is \
-                             {there:?}",
-                            text_of(&write.changes)
+                             {:?}",
+                            text_of(&write.changes),
+                            there.map(|there| text_of(there))
                         ));
                     }
                     if !revisions.insert(revision) {
@@ -297,6 +307,55 @@ impl History {
             }
         }
         None
+    }
+
+    /// Whatever is there was asked for, all of it in one write: puts by the write that has their values,
+    /// a deletion by one that was acknowledged or whose outcome nobody knows, or with the lease of its
+    /// key.
+    fn judge_authors(&self) -> Option<String> {
+        let mut authors: BTreeMap<&[u8], &Write> = BTreeMap::new();
+        let mut acknowledged = BTreeSet::new();
+        let mut deletions: BTreeMap<&Changes, u64> = BTreeMap::new();
+        for write in self.writes.values() {
+            let values = write.changes.iter().filter_map(|(_, value)| value.as_deref());
+            authors.extend(values.map(|value| (value, write)));
+            match write.outcome {
+                Some(Outcome::Done(revision)) => drop(acknowledged.insert(revision)),
+                None => *deletions.entry(&write.changes).or_default() += 1,
+                Some(Outcome::Failed) => {}
+            }
+        }
+        // Who wrote what a key holds.
+        let mut holds: BTreeMap<&[u8], Option<&Write>> = BTreeMap::new();
+        for (revision, changes) in &self.events {
+            let author = changes.iter().find_map(|(_, value)| authors.get(value.as_deref()?));
+            let is_put = changes.iter().any(|(_, value)| value.is_some());
+            let is_asked_for = match author {
+                Some(author) => author.changes == *changes,
+                None if is_put => false,
+                None => {
+                    acknowledged.contains(revision)
+                        || self.is_end_of_lease(changes, &holds)
+                        || take(&mut deletions, changes)
+                }
+            };
+            if !is_asked_for {
+                let wanted = author.map(|author| text_of(&author.changes));
+                return Some(format!(
+                    "nobody asked for revision {revision} as it is: {}; asked for was {wanted:?}",
+                    text_of(changes)
+                ));
+            }
+            holds.extend(changes.iter().map(|(key, _)| (key.as_slice(), author.copied())));
+        }
+        None
+    }
+
+    /// Whether these are the deletions with a lease that somebody wanted to end; each has one key.
+    fn is_end_of_lease(&self, changes: &Changes, holds: &BTreeMap<&[u8], Option<&Write>>) -> bool {
+        let [(key, None)] = changes.as_slice() else { return false };
+        let author = holds.get(key.as_slice()).copied().flatten();
+        author.and_then(|author| author.lease).is_some_and(|lease| self.revoked.contains(&lease))
     }
 
     fn judge_reads(&self) -> Option<String> {
@@ -337,9 +396,15 @@ fn unseen(shown: &mut Shown, reader: &Reader) -> Result<Vec<Arc<Revised>>, Error
     }
 }
 
-fn text_of(changes: &[(Vec<u8>, Option<Vec<u8>>)]) -> String {
+/// Takes one of these deletions, if any is left.
+fn take(deletions: &mut BTreeMap<&Changes, u64>, changes: &Changes) -> bool {
+    let left = deletions.get_mut(changes).filter(|left| **left > 0);
+    left.map(|left| *left -= 1).is_some()
+}
+
+fn text_of(changes: &[Change]) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let one = |(key, value): &(Vec<u8>, Option<Vec<u8>>)| match value {
+    let one = |(key, value): &Change| match value {
         Some(value) => format!("{}={}", text(key), text(value)),
         None => format!("{} deleted", text(key)),
     };
@@ -353,17 +418,26 @@ mod tests {
 
     use super::*;
 
+    fn put(key: &str, value: &str) -> Change {
+        (key.into(), Some(value.into()))
+    }
+
+    fn deletion(key: &str) -> Change {
+        (key.into(), None)
+    }
+
+    fn write(changes: &[Change], outcome: Option<Outcome>) -> Write {
+        Write { changes: changes.to_vec(), lease: None, outcome }
+    }
+
+    /// Two acknowledged puts.
     fn history() -> History {
         let mut history = History::default();
-        let change = |value: &str| vec![(b"k".to_vec(), Some(value.as_bytes().to_vec()))];
-        history.events.insert(2, change("1"));
-        history.events.insert(3, change("2"));
-        let done = |value, revision| Write {
-            changes: change(value),
-            outcome: Some(Outcome::Done(revision)),
-        };
-        history.writes.insert(1, done("1", 2));
-        history.writes.insert(2, done("2", 3));
+        for (id, revision, value) in [(1, 2, "1"), (2, 3, "2")] {
+            let changes = vec![put("k", value)];
+            history.writes.insert(id, write(&changes, Some(Outcome::Done(revision))));
+            history.events.insert(revision, changes);
+        }
         history
     }
 
@@ -376,28 +450,42 @@ mod tests {
     fn a_good_history_is_good() {
         let mut history = history();
         history.reads.extend([read(2, 2, "1"), read(2, 3, "2"), read(3, 3, "2")]);
+        // Whatever nobody knows of may be there, deletions too; that of a lease takes its key along.
+        history.writes.insert(3, write(&[put("k", "3/0"), put("l", "3/1")], None));
+        history.events.insert(4, vec![put("k", "3/0"), put("l", "3/1")]);
+        history.writes.insert(4, write(&[deletion("k")], None));
+        history.events.insert(5, vec![deletion("k")]);
+        history.writes.insert(5, write(&[deletion("k")], Some(Outcome::Done(0))));
+        history.writes.insert(6, write(&[deletion("l")], Some(Outcome::Done(6))));
+        history.events.insert(6, vec![deletion("l")]);
+        let leased = write(&[put("l", "7")], Some(Outcome::Done(7)));
+        history.writes.insert(7, Write { lease: Some(9), ..leased });
+        history.events.insert(7, vec![put("l", "7")]);
+        history.revoked.insert(9);
+        history.events.insert(8, vec![deletion("l")]);
+        history.writes.insert(8, write(&[put("l", "8")], Some(Outcome::Failed)));
         history.judge();
         assert_eq!(history.violation(), None);
     }
 
     #[test]
     fn a_member_shows_every_revision_once_and_in_order() {
-        let put = |revision, value: &str| {
+        let shows = |revision, value: &str| {
             let (key, value) = (b"k".as_slice().into(), value.as_bytes().to_vec().into());
             let kv = KeyValue { key, value, ..KeyValue::default() };
             let events = vec![FeedEvent { kind: EventType::Put, kv, prev_kv: None }];
             Revised { revision, events }
         };
         let (mut history, mut shown) = (history(), Shown::default());
-        assert_eq!(history.compare(0, &mut shown, &put(2, "1")), Ok(()));
-        let skipped = history.compare(0, &mut shown, &put(4, "3")).expect_err("3 is missing");
+        let mut compare = |revised: &Revised| history.compare(0, &mut shown, revised);
+        assert_eq!(compare(&shows(2, "1")), Ok(()));
+        let skipped = compare(&shows(4, "3")).expect_err("3 is missing");
         assert!(skipped.contains("revision 4 where 3 was to come"), "{skipped}");
-        let repeated = history.compare(0, &mut shown, &put(2, "1")).expect_err("2 came before");
+        let repeated = compare(&shows(2, "1")).expect_err("2 came before");
         assert!(repeated.contains("revision 2 where 3 was to come"), "{repeated}");
-        let other =
-            history.compare(0, &mut shown, &put(3, "9")).expect_err("others have a 2 there");
+        let other = compare(&shows(3, "9")).expect_err("others have a 2 there");
         assert!(other.contains("revision 3 was k=2 and is k=9"), "{other}");
-        assert_eq!(history.compare(0, &mut shown, &put(3, "2")), Ok(()));
+        assert_eq!(compare(&shows(3, "2")), Ok(()));
     }
 
     #[test]
@@ -416,7 +504,7 @@ mod tests {
     #[test]
     fn each_rule_can_be_broken() {
         type Break = (&'static str, fn(&mut History));
-        let breaks: [Break; 7] = [
+        let breaks: [Break; 14] = [
             ("stale", |history| history.reads.push(read(3, 2, "1"))),
             ("something else", |history| history.reads.push(read(2, 3, "1"))),
             ("never seen", |history| drop(history.events.remove(&2))),
@@ -424,21 +512,48 @@ mod tests {
             ("was acknowledged at", |history| {
                 history.writes.get_mut(&2).expect("there").outcome = Some(Outcome::Done(2));
             }),
+            // It was asked for one of the two.
+            ("was acknowledged at", |history| {
+                history.events.get_mut(&3).expect("there").push(deletion("l"));
+            }),
             ("failed and is", |history| {
                 history.writes.get_mut(&2).expect("there").outcome = Some(Outcome::Failed);
             }),
             ("acknowledged twice", |history| {
                 let changes = history.events[&3].clone();
-                let outcome = Some(Outcome::Done(3));
-                history.writes.insert(3, Write { changes, outcome });
+                history.writes.insert(3, write(&changes, Some(Outcome::Done(3))));
+            }),
+            // Half of a write whose outcome nobody knows.
+            ("nobody asked", |history| {
+                history.writes.insert(3, write(&[put("k", "3/0"), put("l", "3/1")], None));
+                history.events.insert(4, vec![put("k", "3/0")]);
+            }),
+            ("nobody asked", |history| drop(history.events.insert(4, vec![put("k", "3")]))),
+            ("nobody asked", |history| drop(history.events.insert(4, vec![deletion("k")]))),
+            ("nobody asked", |history| {
+                history.writes.insert(3, write(&[deletion("k")], Some(Outcome::Failed)));
+                history.events.insert(4, vec![deletion("k")]);
+            }),
+            // One deletion, carried out twice.
+            ("nobody asked", |history| {
+                history.writes.insert(3, write(&[deletion("k")], None));
+                history.writes.insert(4, write(&[put("k", "4")], Some(Outcome::Done(5))));
+                history.events.insert(4, vec![deletion("k")]);
+                history.events.insert(5, vec![put("k", "4")]);
+                history.events.insert(6, vec![deletion("k")]);
+            }),
+            // With a lease that nobody wanted to end.
+            ("nobody asked", |history| {
+                history.writes.get_mut(&2).expect("there").lease = Some(7);
+                history.events.insert(4, vec![deletion("k")]);
             }),
         ];
-        for (text, break_it) in breaks {
+        for (at, (text, break_it)) in breaks.into_iter().enumerate() {
             let mut history = history();
             break_it(&mut history);
             history.judge();
             let found = history.violation().unwrap_or("nothing");
-            assert!(found.contains(text), "{text}: {found}");
+            assert!(found.contains(text), "{at}: {text}: {found}");
         }
     }
 }
