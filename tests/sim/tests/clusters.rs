@@ -119,6 +119,7 @@ fn broken_variants_are_found() {
         ("revision-forgotten", "1..3", "members differ"),
         ("applied-behind", "1..3", "members differ"),
         ("former-transfer-stays", "8..18", "not whole"),
+        ("lease-ttl-forgotten", "1..3", "members hold different leases"),
     ] {
         assert!(broken_turmoil("", &["--seeds", seeds]).status.success(), "{seeds} is broken");
         let text = said(&broken_turmoil(variant, &["--seeds", seeds]));

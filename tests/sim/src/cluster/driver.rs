@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kelson_api::Error;
+use kelson_storage::Reader;
 use kelson_storage::log::SimDisk;
 use parking_lot::Mutex;
 
@@ -131,7 +133,7 @@ impl Driver {
         for member in 0..self.world.slots.len() {
             self.look(member);
         }
-        self.compare_hashes();
+        self.compare_states();
         self.world.history.lock().judge();
     }
 
@@ -302,6 +304,14 @@ impl Driver {
             if status.last_index != status.applied_index {
                 return false;
             }
+            // One that was promoted has no vote before it has caught up.
+            let rows = running.reader.members();
+            let due = rows.iter().filter(|row| !row.is_learner).map(|row| row.id);
+            let due: BTreeSet<u64> = due.collect();
+            let voters: BTreeSet<u64> = running.node.voters().into_iter().collect();
+            if voters != due {
+                return false;
+            }
             stands.insert((running.reader.applied().index, running.reader.revision()));
         }
         stands.len() == 1 && leaders == 1
@@ -328,18 +338,29 @@ impl Driver {
         false
     }
 
-    fn compare_hashes(&self) {
-        let mut hashes = BTreeSet::new();
-        let slots: Vec<_> = self.world.slots.iter().map(|slot| slot.lock()).collect();
-        let running: Vec<_> = slots.iter().filter_map(|slot| slot.running.as_ref()).collect();
-        for it in &running {
-            match it.reader.hash_kv(0) {
-                Ok(hash) => drop(hashes.insert((hash.hash, hash.hash_revision))),
-                Err(error) => self.world.history.lock().violate(format!("no hash: {error}")),
+    /// All members hold the same, part by part.
+    fn compare_states(&self) {
+        let mut first: Option<(usize, Vec<Part>)> = None;
+        for (member, slot) in self.world.slots.iter().enumerate() {
+            let slot = slot.lock();
+            let Some(running) = &slot.running else { continue };
+            let parts = match parts(&running.reader) {
+                Ok(parts) => parts,
+                Err(error) => {
+                    let text = format!("member {member} has no hash: {error}");
+                    return self.world.history.lock().violate(text);
+                }
+            };
+            let Some((other, known)) = &first else {
+                first = Some((member, parts));
+                continue;
+            };
+            let differ = known.iter().zip(&parts).find(|(known, part)| known != part);
+            if let Some(((what, known), (_, found))) = differ {
+                return self.world.history.lock().violate(format!(
+                    "members hold different {what}: m{other} {known}, m{member} {found}"
+                ));
             }
-        }
-        if hashes.len() > 1 {
-            self.world.history.lock().violate(format!("members hold different keys: {hashes:?}"));
         }
     }
 
@@ -347,7 +368,7 @@ impl Driver {
         let mut text = String::new();
         for (member, slot) in self.world.slots.iter().enumerate() {
             let slot = slot.lock();
-            let shown = slot.running.as_ref().map(|it| it.node.status());
+            let shown = slot.running.as_ref().map(|it| (it.node.status(), it.node.voters()));
             text += &format!("m{member} wanted {} {shown:?}; ", slot.is_wanted);
         }
         text
@@ -366,6 +387,22 @@ impl Driver {
             trace: history.trace().to_owned(),
         }
     }
+}
+
+/// Name and content of a part of what a member holds.
+type Part = (&'static str, String);
+
+/// What must be the same at all members that have applied the same entries.
+fn parts(reader: &Reader) -> Result<Vec<Part>, Error> {
+    let hash = reader.hash_kv(0)?;
+    let leases = reader.leases().into_iter().map(|lease| (lease, reader.lease_keys(lease.id)));
+    Ok(vec![
+        ("keys", format!("{:?}", (hash.hash, hash.hash_revision))),
+        ("leases", format!("{:?}", leases.collect::<Vec<_>>())),
+        ("members", format!("{:?}", reader.members())),
+        ("removed members", format!("{:?}", reader.removed_members())),
+        ("voters", format!("{:?}", reader.membership())),
+    ])
 }
 
 fn lies(flaw: Option<Flaw>) -> Lies {
