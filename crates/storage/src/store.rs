@@ -178,6 +178,10 @@ impl Store {
         };
         state.announce_lease_change();
         self.let_go(move || drop((old, loaded.index, leases, cluster, auth)))?;
+        if self.state.home.persist.in_step {
+            // Files of the old state must not stay longer in one run than in another.
+            self.join_retiring();
+        }
         self.state.settle();
         Ok(())
     }
@@ -210,13 +214,17 @@ impl Store {
         self.close();
     }
 
-    fn close(&mut self) {
-        self.state.compaction.stop();
+    fn join_retiring(&mut self) {
         if let Some(retiring) = self.retiring.take()
             && retiring.join().is_err()
         {
             tracing::error!("letting go of a replaced state panicked");
         }
+    }
+
+    fn close(&mut self) {
+        self.state.compaction.stop();
+        self.join_retiring();
         if let Some(compactor) = self.compactor.take() {
             if compactor.join().is_err() {
                 tracing::error!("the compaction thread panicked");
