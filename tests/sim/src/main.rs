@@ -24,7 +24,8 @@ usage: kelson-sim crash-points [--operations 1000] [--seed 1] [--subsets 1] [--o
   operations of that one.
 
        kelson-sim turmoil [--seed 1 | --seeds A..B] [--members 3|5] [--seconds 20] [--workers 2]
-                          [--without STEP,...] [--shrink] [--flaw no-sync|early-ack|local-reads]
+                          [--without STEP,...] [--shrink]
+                          [--flaw no-sync|early-ack|local-reads|panic]
                           [--trace FILE] [--log FILTER] [--keep DIR]
   Runs clusters of whole members on a simulated network, disk and clock, one for each seed, under faults
   that the seed draws, heals them, and judges what clients and members showed. --without leaves steps of

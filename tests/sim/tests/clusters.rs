@@ -99,7 +99,9 @@ fn the_same_seed_twice_gives_the_same_trace() {
 /// Each within these seeds.
 #[test]
 fn planted_errors_are_found() {
-    for (flaw, seeds) in [("no-sync", "2..4"), ("early-ack", "2..4"), ("local-reads", "1..3")] {
+    for (flaw, seeds) in
+        [("no-sync", "2..4"), ("early-ack", "2..4"), ("local-reads", "1..3"), ("panic", "1..2")]
+    {
         let output = turmoil(&["--seeds", seeds, "--flaw", flaw]);
         let text = said(&output);
         assert_eq!(output.status.code(), Some(1), "{flaw} passed: {text}");

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Flaw, Report, Run, simulate};
+use super::{Flaw, Report, Run, panics, simulate};
 use crate::args::Args;
 use crate::image::fast_dir;
 
@@ -322,7 +322,13 @@ pub fn cluster(words: &[String]) -> Result<ExitCode, String> {
         .with_env_filter(log)
         .init();
     let home = Path::new(home);
-    let report = simulate(&run, home)?;
+    panics::watch();
+    let mut report = simulate(&run, home).unwrap_or_else(|text| Report {
+        violation: Some(panics::first().unwrap_or(text)),
+        ..Report::default()
+    });
+    // In the very end, when nobody looked any more.
+    report.violation = report.violation.or_else(panics::first);
     let io = |error: std::io::Error| format!("write the report: {error}");
     fs::write(home.join("trace"), &report.trace).map_err(io)?;
     fs::write(home.join("report"), text_of(&report)).map_err(io)?;

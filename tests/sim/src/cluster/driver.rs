@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use super::disk::{Lies, LogDisk};
 use super::faults::NORMAL;
 use super::machine;
+use super::panics;
 use super::schedule::{Fault, Step};
 use super::world::{self, Running, Slot, Task, World, name, url};
 use super::{Flaw, Report, Run};
@@ -144,6 +145,9 @@ impl Driver {
         machine::set_now(self.now);
         if let Err(error) = self.sim.step() {
             self.world.history.lock().violate(format!("a host failed: {error}"));
+        }
+        if let Some(panic) = panics::first() {
+            self.world.history.lock().violate(panic);
         }
         if self.now.is_multiple_of(LOOK_EVERY) {
             for member in 0..self.world.slots.len() {

@@ -1,8 +1,8 @@
 //! Simulated clusters: several whole members in one process, with a network, disks and a clock that
 //! obey a seed. `schedule` draws what goes wrong, `driver` and `faults` let it happen to the
 //! members of `world`, `clients` use the cluster, `history` judges; `disk`, `net` and `machine` are
-//! what the members stand on; `command` runs many seeds, each in a process of its own. Nothing here
-//! knows how consensus works.
+//! what the members stand on; `panics` hears what would end in silence; `command` runs many seeds,
+//! each in a process of its own. Nothing here knows how consensus works.
 
 mod clients;
 pub mod command;
@@ -12,6 +12,7 @@ mod faults;
 mod history;
 mod machine;
 mod net;
+mod panics;
 pub mod schedule;
 mod world;
 
@@ -29,14 +30,17 @@ pub enum Flaw {
     EarlyAck,
     /// Linearizable reads ask nobody.
     LocalReads,
+    /// A background task of each member panics, for which nobody waits.
+    Panic,
 }
 
 impl Flaw {
     /// All of them, by the names that the command line knows.
-    pub const ALL: [(&'static str, Flaw); 3] = [
+    pub const ALL: [(&'static str, Flaw); 4] = [
         ("no-sync", Flaw::NoSync),
         ("early-ack", Flaw::EarlyAck),
         ("local-reads", Flaw::LocalReads),
+        ("panic", Flaw::Panic),
     ];
 
     /// The flaw of that name.

@@ -96,6 +96,9 @@ pub(super) async fn live(world: Arc<World>, member: usize) -> turmoil::Result {
         lease: None,
     };
     tokio::spawn(publish(node.clone(), member));
+    if world.run.flaw == Some(Flaw::Panic) {
+        tokio::spawn(end_badly());
+    }
     tokio::spawn(work(world.clone(), member, client(CLIENTS), waiting));
     for number in 0..CLIENTS {
         tokio::spawn(client(number).run(world.run.seconds * 1_000));
@@ -168,6 +171,12 @@ async fn publish(node: Node, member: usize) {
     while node.propose(Op::MemberPublish(publish.clone())).await.is_err() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+}
+
+/// Planted: what becomes of a background task is nobody's business.
+async fn end_badly() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    panic!("planted");
 }
 
 /// Does what the driver asks; the last of it by a client of its own.
