@@ -29,7 +29,7 @@ usage: kelson-sim crash-points [--operations 1000] [--seed 1] [--subsets 1] [--o
                           [--trace FILE] [--log FILTER] [--keep DIR]
   Runs clusters of whole members on a simulated network, disk and clock, one for each seed, under faults
   that the seed draws, heals them, and judges what clients and members showed. --without leaves steps of
-  the schedule out, --shrink looks for the fewest that still fail, --flaw plants an error.
+  the schedule out, --shrink looks for the fewest that break the same rule, --flaw plants an error.
 
   Exit code 0: nothing was found; 1: violations; 2: nothing could be tested.";
 

@@ -96,15 +96,20 @@ fn the_same_seed_twice_gives_the_same_trace() {
     assert!(other != trace("3", &dir.path().join("again")), "two seeds gave one run");
 }
 
-/// Each within these seeds.
+/// Each within these seeds, and by the rule that it breaks.
 #[test]
 fn planted_errors_are_found() {
-    for (flaw, seeds) in
-        [("no-sync", "2..4"), ("early-ack", "2..4"), ("local-reads", "1..3"), ("panic", "1..2")]
-    {
+    for (flaw, seeds, rule) in [
+        ("no-sync", "2..4", "does not start"),
+        ("early-ack", "2..4", "members differ at entry"),
+        ("local-reads", "1..3", "a read was stale"),
+        ("panic", "1..2", "panicked at"),
+    ] {
         let output = turmoil(&["--seeds", seeds, "--flaw", flaw]);
         let text = said(&output);
         assert_eq!(output.status.code(), Some(1), "{flaw} passed: {text}");
+        let found = |line: &str| line.starts_with("VIOLATION seed ") && line.contains(rule);
+        assert!(text.lines().any(found), "{flaw}: no {rule:?}: {text}");
         let again = "again: kelson-sim turmoil --seed ";
         assert!(text.contains(again), "{text}");
     }
@@ -125,7 +130,8 @@ fn broken_variants_are_found() {
     ] {
         assert!(broken_turmoil("", &["--seeds", seeds]).status.success(), "{seeds} is broken");
         let text = said(&broken_turmoil(variant, &["--seeds", seeds]));
-        assert!(text.contains("VIOLATION") && text.contains(rule), "{variant} passed: {text}");
+        let found = |line: &str| line.starts_with("VIOLATION seed ") && line.contains(rule);
+        assert!(text.lines().any(found), "{variant}: no {rule:?}: {text}");
         assert!(text.contains(&format!("again: KELSON_SABOTAGE={variant} ")), "{text}");
     }
 }

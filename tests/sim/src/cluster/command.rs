@@ -20,6 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const LOG: &str = "error,kelson_raft=warn,kelson_storage=warn";
 /// Runs that are spent on making one schedule smaller.
 const SHRINK_RUNS: usize = 200;
+/// Exit code of a child that could not do its work, which says nothing of members.
+const NOT_TESTED: i32 = 2;
+/// Words by which a violation tells which rule was broken.
+const RULE_WORDS: usize = 4;
 
 /// What the command line asks for.
 struct Wish {
@@ -109,7 +113,7 @@ pub fn turmoil(args: Args) -> Result<ExitCode, String> {
             if report.violation.is_some() {
                 print_violation(&wish, &run, &report)?;
                 if wish.is_to_shrink {
-                    shrink(&program, &run, &wish)?;
+                    shrink(&program, &run, &wish, &report)?;
                 }
             }
         };
@@ -204,8 +208,17 @@ fn print_violation(wish: &Wish, run: &Run, report: &Report) -> Result<(), String
     Ok(())
 }
 
-/// Leaves faults out as long as what is left still fails: halves first, then smaller parts.
-fn shrink(program: &Path, run: &Run, wish: &Wish) -> Result<(), String> {
+/// The rule that a violation speaks of: its first words, without numbers and names of members and keys,
+/// which are other ones in another schedule.
+fn rule(report: &Report) -> Vec<&str> {
+    let words = report.violation.as_deref().unwrap_or_default().split_whitespace();
+    let words = words.filter(|word| !word.contains(|it: char| it.is_ascii_digit()));
+    words.take(RULE_WORDS).collect()
+}
+
+/// Leaves faults out as long as what is left still breaks the same rule: halves first, then smaller
+/// parts.
+fn shrink(program: &Path, run: &Run, wish: &Wish, found: &Report) -> Result<(), String> {
     let count = super::schedule::draw(run.seed, run.members, run.seconds).len();
     let mut kept: Vec<usize> = (0..count).filter(|at| !run.without.contains(at)).collect();
     let (mut parts, mut runs) = (2, 0);
@@ -218,7 +231,7 @@ fn shrink(program: &Path, run: &Run, wish: &Wish) -> Result<(), String> {
                 kept[..at].iter().chain(&kept[(at + size).min(kept.len())..]).copied().collect();
             let tried = Run { without: without(&rest), ..run.clone() };
             runs += 1;
-            if in_a_process(program, &tried, None, &wish.log)?.violation.is_some() {
+            if rule(&in_a_process(program, &tried, None, &wish.log)?) == rule(found) {
                 smaller = Some(rest);
                 break;
             }
@@ -277,6 +290,10 @@ fn in_a_process(
         .map_or_else(|_| Report::default(), |text| parse(&text));
     report.trace = fs::read_to_string(&own_trace).unwrap_or_default();
     let said = fs::read_to_string(&errors).unwrap_or_default();
+    if ended.and_then(|status| status.code()) == Some(NOT_TESTED) {
+        let last = said.lines().last().unwrap_or_default();
+        return Err(format!("seed {} could not be run: {last}", run.seed));
+    }
     let broken = match ended {
         None => Some(format!("it did not end within {} s", PATIENCE.as_secs())),
         Some(status) if !status.success() => Some(format!("the process ended: {status}")),
@@ -373,4 +390,35 @@ fn parse(text: &str) -> Report {
         }
     }
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(violation: &str) -> Report {
+        Report { violation: Some(violation.to_owned()), ..Report::default() }
+    }
+
+    #[test]
+    fn a_rule_is_known_by_its_words() {
+        let found = report("member 2 does not start: the log ends at 7");
+        assert_eq!(rule(&found), ["member", "does", "not", "start:"]);
+        assert_eq!(rule(&found), rule(&report("member 0 does not start: segment 3 is torn")));
+        assert_ne!(rule(&found), rule(&report("member 2 went back: 7, then 6")));
+        assert_ne!(rule(&found), rule(&Report::default()));
+        let lost = report("revision 9 was k1=4:xxx, k2=4:xxx and is k1=4:xxx on m1");
+        assert_eq!(rule(&lost), ["revision", "was", "and", "is"]);
+    }
+
+    #[test]
+    fn a_child_that_could_not_do_its_work_says_nothing_of_members() {
+        let run = Run { seed: 1, members: 3, seconds: 4, without: Vec::new(), flaw: None };
+        let run = |program: &str| in_a_process(Path::new(program), &run, None, LOG);
+        // These words are nothing that could be tested, which ends this program with 2.
+        let refused = run("test").expect_err("it tested nothing");
+        assert!(refused.contains("seed 1 could not be run: "), "{refused}");
+        let ended = run("false").expect("it ran").violation.expect("it ended by itself");
+        assert!(ended.contains("the process ended"), "{ended}");
+    }
 }
