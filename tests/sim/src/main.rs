@@ -139,6 +139,9 @@ fn crash_points(args: Args) -> Result<ExitCode, String> {
     };
     let begun_cuts = Instant::now();
     let report = enumerate::enumerate(&program, &task, extent, &progress)?;
+    if report.cuts == 0 {
+        return Err("no cut was made: nothing of this kind can be cut off at these places".into());
+    }
     print_calls(&wish, &calls, recorded);
     let took = begun_cuts.elapsed().as_secs_f64();
     println!("cuts {}, different images {}, {took:.1} s", report.cuts, report.images);

@@ -152,6 +152,8 @@ fn a_failing_schedule_shrinks() {
 fn wrong_words_are_refused() {
     for words in [
         &["--seeds", "5"][..],
+        &["--seeds", "9..1"],
+        &["--seeds", "7..7"],
         &["--members", "4"],
         &["--flaw", "none"],
         &["--seconds", "1"],

@@ -95,6 +95,25 @@ fn a_member_that_ends_its_process_is_a_violation_and_not_the_end() {
     assert!(report.violations[0].text.contains("ended its process"), "{report:?}");
 }
 
+#[test]
+fn an_enumeration_without_a_cut_has_tested_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let trace = dir.path().join("trace");
+    kelson_sim::trace::save(&trace, calls()).expect("it is kept");
+    // Behind the last call there is none to be cut off within.
+    let end = calls().len().to_string();
+    let words = ["--operations", "150", "--cut", "kill-within", "--from", &end, "--to", &end];
+    let output = Command::new(program())
+        .args(["crash-points", "--trace"])
+        .arg(&trace)
+        .args(words)
+        .output()
+        .expect("run it");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("no cut was made"), "{said}");
+}
+
 fn script(text: &str) -> Result<(), String> {
     let home = tempfile::tempdir_in(fast_dir()).expect("a directory");
     let root = home.path().join("disk");

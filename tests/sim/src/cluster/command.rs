@@ -39,13 +39,11 @@ struct Wish {
 fn wish(mut args: Args) -> Result<Wish, String> {
     let seeds = match (args.take("seeds")?, args.number("seed")?) {
         (Some(_), Some(_)) => return Err("--seed and --seeds exclude each other".into()),
-        (None, seed) => seed.unwrap_or(1)..seed.unwrap_or(1) + 1,
-        (Some(text), None) => {
-            let ends = text
-                .split_once("..")
-                .and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
-            ends.ok_or_else(|| format!("--seeds {text:?}: it is A..B, without B"))?
+        (None, seed) => {
+            let seed = seed.unwrap_or(1);
+            seed..seed.checked_add(1).ok_or("--seed: it is the largest number, take another")?
         }
+        (Some(text), None) => range(&text)?,
     };
     let members = args.number("members")?.unwrap_or(3) as usize;
     if !matches!(members, 3 | 5) {
@@ -79,6 +77,17 @@ fn wish(mut args: Args) -> Result<Wish, String> {
     };
     args.done()?;
     Ok(wish)
+}
+
+fn range(text: &str) -> Result<std::ops::Range<u64>, String> {
+    let ends = text
+        .split_once("..")
+        .and_then(|(from, to)| Some(from.parse::<u64>().ok()?..to.parse().ok()?));
+    let seeds = ends.ok_or_else(|| format!("--seeds {text:?}: it is A..B, without B"))?;
+    if seeds.is_empty() {
+        return Err(format!("--seeds {text:?}: no seed lies in it, since B itself does not"));
+    }
+    Ok(seeds)
 }
 
 fn numbers(text: &str) -> Result<Vec<usize>, String> {
@@ -286,8 +295,9 @@ fn in_a_process(
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    let mut report = fs::read_to_string(home.path().join("report"))
-        .map_or_else(|_| Report::default(), |text| parse(&text));
+    let reported = fs::read_to_string(home.path().join("report"));
+    let has_reported = reported.is_ok();
+    let mut report = parse(&reported.unwrap_or_default());
     report.trace = fs::read_to_string(&own_trace).unwrap_or_default();
     let said = fs::read_to_string(&errors).unwrap_or_default();
     if ended.and_then(|status| status.code()) == Some(NOT_TESTED) {
@@ -297,6 +307,7 @@ fn in_a_process(
     let broken = match ended {
         None => Some(format!("it did not end within {} s", PATIENCE.as_secs())),
         Some(status) if !status.success() => Some(format!("the process ended: {status}")),
+        Some(_) if !has_reported => Some("the process ended without a report".to_owned()),
         Some(_) => None,
     };
     if let Some(text) = broken {
@@ -418,7 +429,9 @@ mod tests {
         // These words are nothing that could be tested, which ends this program with 2.
         let refused = run("test").expect_err("it tested nothing");
         assert!(refused.contains("seed 1 could not be run: "), "{refused}");
-        let ended = run("false").expect("it ran").violation.expect("it ended by itself");
-        assert!(ended.contains("the process ended"), "{ended}");
+        for (program, text) in [("false", "ended: exit status: 1"), ("true", "without a report")] {
+            let ended = run(program).expect("it ran").violation.expect("it reported nothing");
+            assert!(ended.contains(text), "{program}: {ended}");
+        }
     }
 }
