@@ -40,14 +40,21 @@ pub struct Violation {
 /// What an enumeration did.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Cuts made and judged.
-    pub cuts: u64,
+    /// Cuts made and judged, by name.
+    pub cuts: BTreeMap<String, u64>,
     /// Different images among them, on each of which a member was started twice.
     pub images: u64,
     /// In the order in which they were found.
     pub violations: Vec<Violation>,
     /// It ended early, since there were so many.
     pub gave_up: bool,
+}
+
+impl Report {
+    /// All cuts.
+    pub fn cut_count(&self) -> u64 {
+        self.cuts.values().sum()
+    }
 }
 
 /// Which part of a trace is cut, and how.
@@ -190,14 +197,16 @@ fn serve_ranges(
             work.report.violations.extend(violations);
             match done {
                 Done::All { cuts, images } => {
-                    work.report.cuts += cuts;
+                    for (name, count) in cuts {
+                        *work.report.cuts.entry(name).or_default() += count;
+                    }
                     work.report.images += images;
                     from = to + 1;
                 }
                 // The rest of the cuts at that place is left out.
                 Done::DiedAt(violation) => {
                     from = violation.place + 1;
-                    work.report.cuts += 1;
+                    *work.report.cuts.entry(violation.cut.clone()).or_default() += 1;
                     work.report.images += 1;
                     work.report.violations.push(violation);
                     drop(work);
@@ -212,7 +221,7 @@ fn serve_ranges(
 
 /// How a range ended.
 enum Done {
-    All { cuts: u64, images: u64 },
+    All { cuts: BTreeMap<String, u64>, images: u64 },
     DiedAt(Violation),
 }
 
@@ -248,7 +257,7 @@ impl WorkerProcess {
         let input = self.input.as_mut().expect("only stopping takes it");
         let asked = writeln!(input, "{from} {to}").and_then(|()| input.flush());
         asked.map_err(|error| format!("ask a worker: {error}; see {}", self.log.display()))?;
-        let (mut at, mut violations) = (None, Vec::new());
+        let (mut at, mut violations, mut cuts) = (None, Vec::new(), BTreeMap::new());
         loop {
             let line = match self.lines.recv_timeout(CUT_MAX) {
                 Ok(line) => line,
@@ -265,10 +274,8 @@ impl WorkerProcess {
                     cut: second.to_owned(),
                     text: rest.unwrap_or_default().to_owned(),
                 }),
-                ("done", Some(cuts)) => {
-                    let images = second.parse().unwrap_or(0);
-                    return Ok((Done::All { cuts, images }, violations));
-                }
+                ("cut", Some(count)) => drop(cuts.insert(second.to_owned(), count)),
+                ("done", Some(images)) => return Ok((Done::All { cuts, images }, violations)),
                 _ => return Err(format!("a worker says {line:?}")),
             }
         }

@@ -139,12 +139,15 @@ fn crash_points(args: Args) -> Result<ExitCode, String> {
     };
     let begun_cuts = Instant::now();
     let report = enumerate::enumerate(&program, &task, extent, &progress)?;
-    if report.cuts == 0 {
+    if report.cuts.is_empty() {
         return Err("no cut was made: nothing of this kind can be cut off at these places".into());
     }
     print_calls(&wish, &calls, recorded);
     let took = begun_cuts.elapsed().as_secs_f64();
-    println!("cuts {}, different images {}, {took:.1} s", report.cuts, report.images);
+    let cuts: Vec<String> =
+        report.cuts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    let (count, images) = (report.cut_count(), report.images);
+    println!("cuts {count} ({}), different images {images}, {took:.1} s", cuts.join(", "));
     keep_violations(&wish, &task, &calls, &report)?;
     Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -2,7 +2,7 @@
 //! says each cut before it makes it: a member that ends the process, as some are meant to, takes the
 //! worker with it, and the parent must know where.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 
@@ -145,22 +145,25 @@ fn say(text: &str) -> Result<(), String> {
 impl Worker {
     /// Makes all cuts after each of these numbers of calls, both ends included.
     fn range(&mut self, from: usize, to: usize) -> Result<(), String> {
-        let (mut tried, images) = (0, self.images);
+        let (mut tried, images) = (BTreeMap::<String, u64>::new(), self.images);
         for place in from..=to {
             self.place.advance(&self.calls, place)?;
             for (name, cut) in self.task.choice.at(self.task.scale.seed, place) {
                 let Some(image) = self.place.disk.image(cut, self.calls.get(place)) else {
                     continue;
                 };
-                tried += 1;
                 let found = self.found(place, &name, &image)?;
                 let verdict = found.and_then(|found| self.place.promise.judge(&found));
                 if let Err(text) = verdict {
                     say(&format!("bad {place} {name} {}", text.replace('\n', " ")))?;
                 }
+                *tried.entry(name).or_default() += 1;
             }
         }
-        say(&format!("done {tried} {}", self.images - images))
+        for (name, count) in tried {
+            say(&format!("cut {count} {name}"))?;
+        }
+        say(&format!("done {}", self.images - images))
     }
 
     /// What a member finds in an image; the same image is looked at once.

@@ -62,6 +62,7 @@ fn a_fixed_set_of_seeds_breaks_no_rule() {
         "break-transfer",
         "add",
         "promote",
+        "remove",
     ];
     for kind in kinds {
         assert!(last.contains(&format!("{kind} ")), "no {kind}: {last}");

@@ -47,7 +47,6 @@ pub(super) struct Driver {
     pub(super) held: BTreeSet<(usize, usize)>,
     /// When members that are down start again.
     pub(super) restarts: Vec<(u64, usize)>,
-    pub(super) counts: BTreeMap<&'static str, u64>,
 }
 
 impl Driver {
@@ -71,6 +70,7 @@ impl Driver {
             slots: (0..=run.members).map(slot).collect(),
             history: Arc::default(),
             joined: Mutex::default(),
+            counts: Mutex::default(),
             run,
         });
         let mut builder = turmoil::Builder::new();
@@ -97,7 +97,6 @@ impl Driver {
             cut: BTreeMap::new(),
             held: BTreeSet::new(),
             restarts: Vec::new(),
-            counts: BTreeMap::new(),
         }
     }
 
@@ -380,13 +379,14 @@ impl Driver {
 
     fn report(self) -> Report {
         let history = self.world.history.lock();
+        let counts = self.world.counts.lock();
         Report {
             violation: history.violation().map(ToOwned::to_owned),
             lines: history.last_lines().into_iter().map(ToOwned::to_owned).collect(),
             operations: history.operations,
             unknown: history.unknown,
             reads: history.reads.len() as u64,
-            counts: self.counts.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
+            counts: counts.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
             simulated: self.now,
             trace: history.trace().to_owned(),
         }

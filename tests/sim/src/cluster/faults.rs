@@ -62,9 +62,10 @@ impl Driver {
                 self.refresh_latency();
                 return;
             }
-            Fault::Add => happens = self.ask(Task::Add(url(self.world.run.members))),
-            Fault::Promote => happens = self.change_spare(MemberChange::Promote),
-            Fault::Remove => happens = self.change_spare(MemberChange::Remove),
+            // Whoever is asked counts them when they are done.
+            Fault::Add => return self.ask(Task::Add(url(self.world.run.members))),
+            Fault::Promote => return self.change_spare(MemberChange::Promote, &step.fault),
+            Fault::Remove => return self.change_spare(MemberChange::Remove, &step.fault),
         }
         if happens {
             self.count(&step.fault);
@@ -73,8 +74,8 @@ impl Driver {
         }
     }
 
-    fn count(&mut self, fault: &Fault) {
-        *self.counts.entry(fault.kind()).or_default() += 1;
+    fn count(&self, fault: &Fault) {
+        self.world.count(fault.kind());
     }
 
     pub(super) fn end_faults(&mut self) {
@@ -173,22 +174,25 @@ impl Driver {
     }
 
     /// Hands a task to some member that runs.
-    fn ask(&mut self, task: Task) -> bool {
+    fn ask(&mut self, task: Task) {
         let first = self.rng.below(self.world.run.members as u64) as usize;
         let order = (0..self.world.run.members).map(|at| (first + at) % self.world.run.members);
         for member in order {
             if let Some(running) = &self.world.slots[member].lock().running {
-                return running.tasks.send(task).is_ok();
+                // A member that has ended meanwhile does nothing.
+                let _ = running.tasks.send(task);
+                return;
             }
         }
-        false
     }
 
-    fn change_spare(&mut self, change: fn(u64) -> MemberChange) -> bool {
+    fn change_spare(&mut self, change: fn(u64) -> MemberChange, fault: &Fault) {
         let slot = self.world.slots[self.world.run.members].lock();
         let id = slot.running.as_ref().map(|it| it.node.status().member_id);
         drop(slot);
-        id.is_some_and(|id| self.ask(Task::Change(change(id))))
+        if let Some(id) = id {
+            self.ask(Task::Change(change(id), fault.kind()));
+        }
     }
 
     // The network.

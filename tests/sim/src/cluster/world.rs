@@ -2,6 +2,7 @@
 //! end, and what hosts and driver know of each other. It lets no time pass and hurts nobody: that is the
 //! driver's.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +29,8 @@ pub(super) type Cluster = Vec<(String, Vec<String>)>;
 /// What the driver asks of a running member.
 pub(super) enum Task {
     Add(String),
-    Change(MemberChange),
+    /// With the fault that counts if it is done.
+    Change(MemberChange, &'static str),
     /// The last one: a write and a linearizable read.
     Finish,
 }
@@ -62,6 +64,14 @@ pub(super) struct World {
     pub(super) history: Arc<Mutex<History>>,
     /// Members that the spare one must be told when it joins.
     pub(super) joined: Mutex<Option<Cluster>>,
+    /// Faults that happened, by kind.
+    pub(super) counts: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl World {
+    pub(super) fn count(&self, kind: &'static str) {
+        *self.counts.lock().entry(kind).or_default() += 1;
+    }
 }
 
 pub(super) fn name(member: usize) -> String {
@@ -193,6 +203,9 @@ async fn work(
                 let peer_urls = vec![url];
                 let add = MemberChange::Add { peer_urls: peer_urls.clone(), is_learner: true };
                 let result = node.change_members(add).await;
+                if result.is_ok() {
+                    world.count("add");
+                }
                 world.history.lock().say(&format!("m{member} add: {result:?}"));
                 let rows = node.reader().members();
                 if rows.iter().any(|row| row.peer_ur_ls == peer_urls) {
@@ -204,8 +217,11 @@ async fn work(
                     *world.joined.lock() = Some(cluster);
                 }
             }
-            Task::Change(change) => {
+            Task::Change(change, kind) => {
                 let result = node.change_members(change).await;
+                if result.is_ok() {
+                    world.count(kind);
+                }
                 world.history.lock().say(&format!("m{member} change: {result:?}"));
             }
             Task::Finish => {
