@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kelson_api::Message;
 use kelson_api::command::Batch;
-use kelson_storage::log::{Done, Entry, Log, LogError, LogOptions};
+use kelson_storage::log::{Done, Durable, Entry, Log, LogError, LogOptions};
 use kelson_storage::{DataDir, Identity, LogId, Options, Reader, Store};
 
 /// Length of a segment: short, so that a run has many.
@@ -153,6 +153,30 @@ impl Member {
     pub fn close(self) {
         self.store.shutdown();
         self.log.shutdown();
+    }
+}
+
+/// A state without a log, in a directory of its own: what a plan says is applied to it directly.
+pub struct Scratch {
+    /// The directory, which must outlive the state.
+    pub home: tempfile::TempDir,
+    /// Its state.
+    pub store: Store,
+    /// The door to read the state.
+    pub reader: Reader,
+}
+
+impl Scratch {
+    /// An empty one.
+    pub fn new() -> Result<Self, String> {
+        let home = tempfile::tempdir().map_err(|error| format!("make a directory: {error}"))?;
+        std::fs::create_dir(home.path().join("member")).map_err(|error| error.to_string())?;
+        // All that is applied counts as being in the log.
+        let (durable, _log) = Durable::manual(u64::MAX);
+        let options = options(home.path(), LogId::default());
+        let (store, reader) =
+            kelson_storage::open(&options, durable).map_err(|error| error.to_string())?;
+        Ok(Self { home, store, reader })
     }
 }
 

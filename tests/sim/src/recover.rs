@@ -8,10 +8,10 @@ use bytes::Bytes;
 use kelson_api::command::command::Op;
 use kelson_api::etcdserverpb::{PutRequest, RangeRequest};
 use kelson_api::mvccpb::event::EventType;
-use kelson_storage::log::{Durable, Log};
+use kelson_storage::log::Log;
 use kelson_storage::{LogId, Reader};
 
-use crate::member::{Member, OPERATION, STRANGER, options, set_aside, settled};
+use crate::member::{Member, OPERATION, STRANGER, Scratch, set_aside, settled};
 use crate::model::Event;
 use crate::plan::{Plan, command, payload};
 use crate::promise::Found;
@@ -43,12 +43,7 @@ pub enum Sabotage {
 
 /// The hash of the store after each operation, by a store that never stops.
 pub fn hashes(plan: &Plan) -> Result<Vec<u32>, String> {
-    let home = tempfile::tempdir().map_err(|error| format!("make a directory: {error}"))?;
-    std::fs::create_dir(home.path().join("member")).map_err(|error| error.to_string())?;
-    let (durable, _log) = Durable::manual(u64::MAX);
-    let options = options(home.path(), LogId::default());
-    let (mut store, reader) =
-        kelson_storage::open(&options, durable).map_err(|error| error.to_string())?;
+    let Scratch { home, mut store, reader } = Scratch::new()?;
     let mut hashes = vec![hash(&reader)?];
     for (index, op) in (1..).zip(&plan.operations) {
         let applied = store.apply(LogId { term: 1, index }, &[command(op.clone())]);
@@ -56,6 +51,7 @@ pub fn hashes(plan: &Plan) -> Result<Vec<u32>, String> {
         hashes.push(hash(&reader)?);
     }
     store.shutdown();
+    drop(home);
     Ok(hashes)
 }
 

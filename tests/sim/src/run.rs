@@ -7,10 +7,9 @@ use std::io::Write;
 use std::path::Path;
 
 use kelson_api::command::Command;
-use kelson_storage::log::Durable;
 use kelson_storage::{LogId, Transfer};
 
-use crate::member::{Member, OPERATION, STRANGER, options, settled};
+use crate::member::{Member, OPERATION, STRANGER, Scratch, settled};
 use crate::plan::{Plan, Scale, Step, command};
 
 /// The process died by plan and another one is to go on.
@@ -132,12 +131,7 @@ fn install(
 
 /// The state after an operation, made elsewhere.
 fn sender(plan: &Plan, term: u64, upto: usize) -> Result<Transfer, String> {
-    let home = tempfile::tempdir().map_err(|error| format!("make a directory: {error}"))?;
-    std::fs::create_dir(home.path().join("member")).map_err(|error| error.to_string())?;
-    let (durable, _log) = Durable::manual(u64::MAX);
-    let options = options(home.path(), LogId::default());
-    let (mut store, reader) =
-        kelson_storage::open(&options, durable).map_err(|error| error.to_string())?;
+    let Scratch { home, mut store, reader } = Scratch::new()?;
     for (index, op) in (1..).zip(&plan.operations[..upto]) {
         let commands: [Command; 1] = [command(op.clone())];
         let applied = store.apply(LogId { term, index }, &commands);
