@@ -162,11 +162,19 @@ fn purge_first(calls: &[Call], homes: &Homes) -> Option<Vec<Call>> {
     let checkpoint = (0..from).rev().find(ends)?;
     let before = (0..checkpoint).rev().find(ends)?;
     let is_state = |call: &Call| match call {
-        Call::Write(file, ..) | Call::SetLen(file, _) | Call::Sync(file) => {
-            homes.is_below(*file, STATE)
-        }
-        Call::SyncDir(path) => path.starts_with(STATE),
-        _ => false,
+        Call::Write(file, ..)
+        | Call::SetLen(file, _)
+        | Call::Punch(file, ..)
+        | Call::Sync(file)
+        | Call::SyncRange(file) => homes.is_below(*file, STATE),
+        // With these the order stays possible: a replaced state may go at this moment.
+        Call::MakeDir(path)
+        | Call::Create(path, _)
+        | Call::Rename(path, _)
+        | Call::Unlink(path)
+        | Call::RemoveDir(path)
+        | Call::SyncDir(path) => path.starts_with(STATE),
+        Call::SyncAll | Call::Mark(_) => false,
     };
     let mut changed = calls[..=before].to_vec();
     let (late, rest): (Vec<Call>, Vec<Call>) =
@@ -175,4 +183,38 @@ fn purge_first(calls: &[Call], homes: &Homes) -> Option<Vec<Call>> {
     changed.extend(late);
     changed.extend_from_slice(&calls[to + 1..]);
     Some(changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Disk;
+
+    #[test]
+    fn a_replaced_state_may_go_while_the_log_is_purged() {
+        let dir = |name: &str| format!("{STATE}/{name}");
+        let mut calls: Vec<Call> =
+            ["data", "data/member", STATE, LOG].map(|path| Call::MakeDir(path.to_owned())).into();
+        calls.push(Call::Create(format!("{LOG}/1.wal"), 0));
+        for state in ["1", "2"] {
+            calls.push(Call::MakeDir(dir(state)));
+            calls.push(Call::MakeDir(dir(&format!("{state}/metadata"))));
+        }
+        calls.extend([
+            Call::SyncDir(dir("2/metadata")),
+            Call::SyncDir(dir("2/metadata")),
+            Call::Mark("purge 5".to_owned()),
+            Call::SyncDir(dir("1/metadata")),
+            Call::RemoveDir(dir("1/metadata")),
+            Call::RemoveDir(dir("1")),
+            Call::Unlink(format!("{LOG}/1.wal")),
+            Call::Mark("purged 5".to_owned()),
+        ]);
+        let planted = Flaw::PurgeFirst.plant(&calls).expect("there is a purge");
+        let place = |call: &Call| planted.iter().position(|planted| planted == call);
+        let purged = place(&Call::Unlink(format!("{LOG}/1.wal")));
+        assert!(purged < place(&Call::RemoveDir(dir("1"))), "{planted:?}");
+        let mut disk = Disk::default();
+        planted.iter().for_each(|call| disk.apply(call).expect("the calls fit together"));
+    }
 }
