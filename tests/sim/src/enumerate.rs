@@ -17,7 +17,7 @@ use crate::record::Recorder;
 use crate::recover::hashes;
 use crate::run::DIED;
 use crate::trace::{self, Call};
-use crate::worker::{Task, disk_after};
+use crate::worker::{Task, disk_after, said};
 
 /// Calls that a worker takes at a time.
 const RANGE: usize = 24;
@@ -247,7 +247,8 @@ impl WorkerProcess {
         // Ends with the worker's output.
         std::thread::spawn(move || {
             let lines = BufReader::new(output).lines().map_while(Result::ok);
-            lines.take_while(|line| sender.send(line.clone()).is_ok()).for_each(drop);
+            let mut words = lines.filter_map(|line| said(&line).map(ToOwned::to_owned));
+            while words.next().is_some_and(|words| sender.send(words).is_ok()) {}
         });
         Ok(Self { input: child.stdin.take(), child, lines, log })
     }

@@ -16,6 +16,14 @@ use crate::trace::{self, Call};
 /// Results that are kept, for images that come again: some after a kill, some after a power cut.
 const KEPT_RESULTS: usize = 16;
 
+/// Before each line of a worker. The engine prints lines of its own, as where a file is too short.
+const SAYS: &str = "> ";
+
+/// What a worker has said, if it was the worker.
+pub(crate) fn said(line: &str) -> Option<&str> {
+    line.strip_prefix(SAYS)
+}
+
 /// Everything that a worker is started with.
 #[derive(Clone, Debug)]
 pub struct Task {
@@ -139,7 +147,7 @@ pub fn serve(task: Task) -> Result<(), String> {
 /// Says something to the parent.
 fn say(text: &str) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|error| error.to_string())
+    writeln!(out, "{SAYS}{text}").and_then(|()| out.flush()).map_err(|error| error.to_string())
 }
 
 impl Worker {
@@ -184,5 +192,16 @@ impl Worker {
             self.results.truncate(KEPT_RESULTS);
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_engine_prints_is_no_word_of_a_worker() {
+        assert_eq!(said("failed to read 128 bytes at offset 0 from file with len 0"), None);
+        assert_eq!(said("> done 7"), Some("done 7"));
     }
 }
