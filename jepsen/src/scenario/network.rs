@@ -11,8 +11,9 @@ use crate::nemesis::member::{join, remove};
 use crate::run::Run;
 use crate::wire::long_value;
 
-/// The log that a member lacks is thrown away after this, with little log kept. Unit: seconds.
-const FORGETS: f64 = 15.0;
+/// The log that a member lacks is thrown away after this, with little log kept; a busy machine takes
+/// longer. Unit: seconds.
+const FORGETS: [f64; 3] = [15.0, 30.0, 60.0];
 
 /// Large values, and their length in bytes: more than the 10 MB or so that buffers hold.
 const FILL: usize = 120;
@@ -50,20 +51,10 @@ pub(super) async fn blackhole(run: &Run, times: usize) -> io::Result<()> {
     let (_, others) = cast(run).await?;
     let (follower, before) = (others[0], run.cluster.lock().transfers());
     for _ in 0..times {
-        let members = run.load.members.read().clone();
-        let from = run.clock.seconds();
-        let sent = run.cluster.lock().transfers();
-        cut_off(run, follower, &members);
-        let (leader, _) = cast(run).await?;
-        fill(run, leader).await?;
-        wait(FORGETS).await;
-        run.fabric.heal();
-        note(run, "a follower is cut off from the members", from, &[follower]);
-        for _ in 0..150 {
-            if run.cluster.lock().transfers() > sent {
+        for forgets in FORGETS {
+            if until_sent(run, follower, forgets).await? {
                 break;
             }
-            wait(0.1).await;
         }
     }
     recovered(run, "after the transfers").await?;
@@ -74,6 +65,26 @@ pub(super) async fn blackhole(run: &Run, times: usize) -> io::Result<()> {
     }
     wait(3.0).await;
     Ok(())
+}
+
+/// Cuts a follower off for so many seconds; whether it was sent the whole state then.
+async fn until_sent(run: &Run, follower: usize, forgets: f64) -> io::Result<bool> {
+    let members = run.load.members.read().clone();
+    let from = run.clock.seconds();
+    let sent = run.cluster.lock().transfers();
+    cut_off(run, follower, &members);
+    let (leader, _) = cast(run).await?;
+    fill(run, leader).await?;
+    wait(forgets).await;
+    run.fabric.heal();
+    note(run, "a follower is cut off from the members", from, &[follower]);
+    for _ in 0..150 {
+        if run.cluster.lock().transfers() > sent {
+            return Ok(true);
+        }
+        wait(0.1).await;
+    }
+    Ok(false)
 }
 
 /// A follower is replaced while nobody reaches it; when the network is whole again it must stay out.
