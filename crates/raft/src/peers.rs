@@ -6,6 +6,9 @@
 //! Every call names cluster, sender and receiver, and both sides name their data directory. A member
 //! whose directory was emptied would otherwise vote against what it had promised: measured, that loses
 //! acknowledged writes. It is refused in both directions instead.
+//!
+//! One room of over 600 lines: who may speak is checked against what the connections know, and the
+//! other way round.
 
 use std::collections::BTreeMap;
 use std::io;
