@@ -2,6 +2,8 @@
 //! a lone member, a forgotten vote, a leader that stands still, a state sent from member to member.
 //! `KELSON_BIN` names another binary.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use kelson_api::etcdserverpb as pb;
@@ -13,6 +15,9 @@ use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
+use pb::watch_client::WatchClient;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
 
 /// Little log: a member that was away for some seconds needs the state itself.
 const LITTLE_LOG: [&str; 2] = ["--snapshot-count=100", "--snapshot-catchup-entries=50"];
@@ -78,6 +83,13 @@ async fn move_leader(cluster: &Cluster, from: usize, to: usize) {
     let target_id = cluster.id(to).await;
     let mut client = MaintenanceClient::new(cluster.channel(from));
     client.move_leader(pb::MoveLeaderRequest { target_id }).await.expect("moved");
+}
+
+/// Opens a watch stream that requires a leader, as kube-apiserver does.
+async fn open_watch(channel: &Channel) -> Result<(), Status> {
+    let mut request = Request::new(tokio_stream::pending::<pb::WatchRequest>());
+    request.metadata_mut().insert("hasleader", "true".parse().expect("ASCII"));
+    WatchClient::new(channel.clone()).watch(request).await.map(drop)
 }
 
 /// What a member without company says must not count as agreed.
@@ -478,5 +490,59 @@ fn a_former_holder_of_a_lock_is_fenced_off() {
         let second = lock(&mut kv, "second", 2).await;
         assert!(!fenced(&mut kv, first, "by the former").await, "a former holder has written");
         assert!(fenced(&mut kv, second, "by the second").await);
+    });
+}
+
+#[test]
+fn no_watch_is_refused_while_leadership_moves() {
+    run(async {
+        let mut cluster = three(&[]);
+        let mut leader = cluster.leader().await;
+        let third = (leader + 2) % 3;
+        let (opened, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let mut openers = Vec::new();
+        for _ in 0..8 {
+            let channel = cluster.channel(third);
+            let (opened, ended) = (Arc::clone(&opened), Arc::clone(&ended));
+            openers.push(tokio::spawn(async move {
+                while !ended.load(Ordering::Relaxed) {
+                    open_watch(&channel).await?;
+                    opened.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok::<(), Status>(())
+            }));
+        }
+        for _ in 0..20 {
+            let next = 3 - third - leader;
+            move_leader(&cluster, leader, next).await;
+            leader = cluster.leader().await;
+            assert_ne!(leader, third, "it was told to move elsewhere");
+            // Watches are opened before the next move, too.
+            let before = opened.load(Ordering::Relaxed);
+            let deadline = Instant::now() + PATIENCE;
+            while opened.load(Ordering::Relaxed) < before + 16 {
+                let open = openers.iter().filter(|opener| !opener.is_finished()).count();
+                assert!(open > 0 && Instant::now() < deadline, "watches are refused");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+        for opener in openers {
+            opener.await.expect("no panic").expect("no watch is refused");
+        }
+        // Without a leader for good, it is not kept waiting for ever.
+        let channel = cluster.channel(third);
+        for member in (0..3).filter(|member| *member != third) {
+            cluster.kill(member);
+        }
+        let refused = async {
+            loop {
+                if let Err(status) = open_watch(&channel).await {
+                    return status;
+                }
+            }
+        };
+        let refused = tokio::time::timeout(PATIENCE, refused).await.expect("an answer");
+        assert_eq!(refused.message(), "etcdserver: no leader");
     });
 }

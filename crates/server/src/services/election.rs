@@ -124,7 +124,7 @@ impl Election for ElectionService {
         request: Request<LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
         let (metadata, extensions) = (request.metadata(), request.extensions());
-        let (_anybody, mut leader) = self.gate.stream(metadata, extensions, false)?;
+        let (_anybody, mut leader) = self.gate.stream(metadata, extensions, false).await?;
         let asker = self.contests.asker(&request);
         let prefix = contest::prefix(&request.get_ref().name);
         let (seen, observed) = mpsc::channel(OBSERVED_MAX);

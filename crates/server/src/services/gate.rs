@@ -64,39 +64,66 @@ impl Gate {
 
     /// Admits a stream; beside the caller it returns what tells later when a required leader is gone.
     ///
+    /// A stream that requires a leader waits for one as long as an open one would stay without. etcd
+    /// refuses it at once, which ends watches for good whenever leadership moves: clients whose
+    /// member stops come to another that has not heard of the new leader yet, and to them
+    /// `no leader` is the one failure of a watch that they do not try again.
+    ///
     /// # Errors
-    /// As [`Gate::unary`].
-    pub fn stream(
+    /// As [`Gate::unary`], and `Stopped` when the server stops meanwhile.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn stream(
         &self,
         metadata: &MetadataMap,
         extensions: &Extensions,
         learner_serves: bool,
     ) -> Result<(Caller, LeaderWatch), Error> {
-        let required = self.admit(metadata, learner_serves)?;
+        let required = self.may_ask(metadata, learner_serves)?;
         let leader = LeaderWatch { gate: self.clone(), required, misses: 0 };
+        if required {
+            self.leader(leader.clone()).await?;
+        }
         Ok((self.callers.caller(metadata, extensions), leader))
     }
 
+    /// Returns once the member knows a leader.
+    async fn leader(&self, mut patience: LeaderWatch) -> Result<(), Error> {
+        let mut status = self.node.watch_status();
+        tokio::select! {
+            known = status.wait_for(|status| status.leader.is_some()) => match known {
+                Ok(_) => Ok(()),
+                Err(_) => Err(Error::Stopped),
+            },
+            error = patience.ended() => Err(error),
+        }
+    }
+
+    fn admit(&self, metadata: &MetadataMap, learner_serves: bool) -> Result<(), Error> {
+        let required = self.may_ask(metadata, learner_serves)?;
+        if required && self.node.status().leader.is_none() {
+            return Err(Error::NoLeader);
+        }
+        Ok(())
+    }
+
     /// Returns whether the client requires a leader.
-    fn admit(&self, metadata: &MetadataMap, learner_serves: bool) -> Result<bool, Error> {
-        let status = self.node.status();
-        if status.is_learner && !learner_serves {
+    fn may_ask(&self, metadata: &MetadataMap, learner_serves: bool) -> Result<bool, Error> {
+        if self.node.status().is_learner && !learner_serves {
             return Err(Error::NotSupportedForLearner);
         }
         let version = metadata.get("client-api-version");
         if version.is_some_and(|text| std::str::from_utf8(text.as_bytes()).is_err()) {
             return Err(Error::InvalidClientApiVersion);
         }
-        let required = metadata.get("hasleader").is_some_and(|text| text.as_bytes() == b"true");
-        if required && status.leader.is_none() {
-            return Err(Error::NoLeader);
-        }
-        Ok(required)
+        Ok(metadata.get("hasleader").is_some_and(|text| text.as_bytes() == b"true"))
     }
 }
 
 /// Tells an open stream that it must end: its member has been without a leader for too long, or
 /// the server stops.
+#[derive(Clone)]
 pub struct LeaderWatch {
     gate: Gate,
     required: bool,

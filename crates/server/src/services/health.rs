@@ -48,7 +48,7 @@ impl Health for HealthService {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let (_anybody, mut leader) = self.gate.stream(&metadata, &extensions, false)?;
+        let (_anybody, mut leader) = self.gate.stream(&metadata, &extensions, false).await?;
         let status = if request.service.is_empty() {
             ServingStatus::Serving
         } else {

@@ -123,7 +123,7 @@ impl Kv for KvService {
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let (caller, leader) = self.gate.stream(&metadata, &extensions, false)?;
+        let (caller, leader) = self.gate.stream(&metadata, &extensions, false).await?;
         validate::range_stream(&request)?;
         self.catch_up(request.serializable).await?;
         let seen = caller.reads(&request.key, &request.range_end).await?;

@@ -139,7 +139,7 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let (metadata, extensions, requests) = request.into_parts();
-        let (caller, leader) = self.gate.stream(&metadata, &extensions, false)?;
+        let (caller, leader) = self.gate.stream(&metadata, &extensions, false).await?;
         let stream = KeepAlive {
             node: self.node.clone(),
             reader: self.reader.clone(),

@@ -176,7 +176,8 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        let (caller, leader) = self.gate.stream(request.metadata(), request.extensions(), true)?;
+        let (caller, leader) =
+            self.gate.stream(request.metadata(), request.extensions(), true).await?;
         caller.admin().await?;
         let version = self.storage_version();
         let reader = self.reader.clone();

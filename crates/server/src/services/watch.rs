@@ -75,13 +75,14 @@ struct WatchService {
 }
 
 impl WatchService {
-    fn watch(
+    async fn watch(
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Replies>, Status> {
-        let (caller, leader) = self.gate.stream(request.metadata(), request.extensions(), false)?;
+        let (metadata, extensions, requests) = request.into_parts();
+        let (caller, leader) = self.gate.stream(&metadata, &extensions, false).await?;
         let ends = ends(leader, self.stopping.clone());
-        let requests = request.into_inner().map(|request| request.map_err(why_unreadable));
+        let requests = requests.map(|request| request.map_err(why_unreadable));
         let (member, hub) = (self.member.clone(), self.hub.clone());
         let stream = WatchStream::new(member, hub, self.options, requests, ends);
         let stream = stream.checked_by(permit(caller));
@@ -173,10 +174,11 @@ struct WatchMethod(Arc<WatchService>);
 impl StreamingService<WatchRequest> for WatchMethod {
     type Response = WatchReply;
     type ResponseStream = Replies;
-    type Future = std::future::Ready<Result<Response<Replies>, Status>>;
+    type Future = BoxFuture<'static, Result<Response<Replies>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
-        std::future::ready(self.0.watch(request))
+        let service = Arc::clone(&self.0);
+        async move { service.watch(request).await }.boxed()
     }
 }
 
