@@ -70,6 +70,12 @@ impl Monitor {
         })
     }
 
+    /// Learns the id of a member from the answer that added it. etcd may promote a member, and be told
+    /// to remove it again, seconds before it answers for itself.
+    pub(crate) fn added(&self, member: usize, id: u64) {
+        self.state.lock().places.insert(id, member);
+    }
+
     fn note(&self, member: usize, status: &kelson_api::etcdserverpb::StatusResponse) {
         let id = status.header.map_or(0, |header| header.member_id);
         let sighting = Sighting {

@@ -88,6 +88,7 @@ pub(crate) async fn join(run: &Run, new: usize) -> io::Result<Result<(), String>
     let mut peers = members.clone();
     peers.push(new);
     run.cluster.lock().start(new, &peers, true)?;
+    run.monitor.added(new, id);
     run.monitor.watch(new);
     let promoted = promote(run, &members, new, id).await;
     if promoted.is_ok() {
