@@ -11,35 +11,39 @@ use crate::page::Order;
 use crate::rng::Rng;
 use crate::run::Run;
 
-/// A follower is cut off, so that the leader and the other follower are the majority of all writes.
-/// Then that other one loses power, the leader its life, and the one who knows nothing must not make
-/// a majority with one who has forgotten.
+/// As many followers are cut off as may be, so that the leader and the other followers are the majority
+/// of all writes. Then those others lose power, the leader its life, and those who know nothing must
+/// not make a majority with those who have forgotten.
 pub(super) async fn forget(run: &Run) -> io::Result<()> {
     for _ in 0..3 {
         let (leader, others) = cast(run).await?;
-        let (blind, witness) = (others[0], others[1]);
+        let (blind, witnesses) = others.split_at(others.len() / 2);
         // What is older than a few seconds survives a loss of power even without syncs; a store that
         // forgets that it is a member at all takes part in nothing, and shows nothing.
-        run.cluster.lock().write_back(witness)?;
+        for witness in witnesses {
+            run.cluster.lock().write_back(*witness)?;
+        }
         let from = run.clock.seconds();
-        [leader, witness].iter().for_each(|other| run.fabric.cut(blind, *other));
+        for member in blind {
+            witnesses.iter().chain([&leader]).for_each(|other| run.fabric.cut(*member, *other));
+        }
         wait(2.0).await;
         {
             let mut cluster = run.cluster.lock();
-            cluster.cut_power(witness)?;
+            for witness in witnesses {
+                cluster.cut_power(*witness)?;
+            }
             cluster.kill(leader)?;
-            cluster.repower(witness)?;
+            for witness in witnesses {
+                cluster.repower(*witness)?;
+            }
         }
         run.fabric.heal();
-        // These two may go on without the leader, but only with all that was acknowledged.
+        // These may go on without the leader, but only with all that was acknowledged.
         wait(4.0).await;
         run.cluster.lock().restart(leader)?;
-        note(
-            run,
-            "one is blind, one loses power, the leader dies",
-            from,
-            &[blind, witness, leader],
-        );
+        let what = "some are blind, the others lose power, the leader dies";
+        note(run, what, from, &run.load.members.read().clone());
         recovered(run, "after the loss of power").await?;
         wait(1.0).await;
     }
@@ -50,7 +54,10 @@ pub(super) async fn forget(run: &Run) -> io::Result<()> {
 pub(super) async fn hold_majority(run: &Run) -> io::Result<()> {
     for round in 0..3 {
         let (leader, others) = cast(run).await?;
-        let held = if round == 1 { others.clone() } else { vec![leader, others[0]] };
+        // With the leader among them, and without.
+        let mut held = if round == 1 { Vec::new() } else { vec![leader] };
+        let majority = others.len().div_ceil(2) + 1;
+        held.extend(others.iter().take(majority - held.len()));
         let from = run.clock.seconds();
         order(run, &held, 1)?;
         // A sync that had begun may end.
