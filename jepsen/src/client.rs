@@ -254,6 +254,15 @@ impl Client {
         self.bounded(ClusterClient::new(self.channel.clone()).member_add(request)).await
     }
 
+    /// Id of the member with this peer URL.
+    pub(crate) async fn member_at(&self, peer_url: &str) -> Result<Option<u64>, Status> {
+        let mut cluster = ClusterClient::new(self.channel.clone());
+        let request = pb::MemberListRequest { linearizable: true };
+        let members = self.bounded(cluster.member_list(request)).await?.members;
+        let has_url = |member: &&pb::Member| member.peer_ur_ls.iter().any(|url| url == peer_url);
+        Ok(members.iter().find(has_url).map(|member| member.id))
+    }
+
     pub(crate) async fn member_promote(&self, id: u64) -> Result<(), Status> {
         let mut cluster = ClusterClient::new(self.channel.clone());
         self.bounded(cluster.member_promote(pb::MemberPromoteRequest { id })).await.map(drop)

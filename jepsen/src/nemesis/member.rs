@@ -5,8 +5,6 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kelson_api::etcdserverpb::MemberAddResponse;
-
 use super::{Fault, Hurt, Scene};
 use crate::client::Client;
 use crate::cluster::peer_url;
@@ -78,12 +76,9 @@ pub(super) async fn exchange(run: &Run, hurt: &mut Hurt, old: usize) -> io::Resu
 /// Adds a member as a learner, starts it and promotes it once it is in step.
 pub(crate) async fn join(run: &Run, new: usize) -> io::Result<Result<(), String>> {
     let members = run.load.members.read().clone();
-    let added = match add(&members, new).await {
-        Ok(added) => added,
+    let id = match add(&members, new).await {
+        Ok(id) => id,
         Err(status) => return Ok(Err(format!("member add: {status}"))),
-    };
-    let Some(id) = added.member.map(|member| member.id) else {
-        return Ok(Err("member add: the answer names no member".into()));
     };
     let mut peers = members.clone();
     peers.push(new);
@@ -99,14 +94,28 @@ pub(crate) async fn join(run: &Run, new: usize) -> io::Result<Result<(), String>
     Ok(promoted)
 }
 
-/// Adds a learner. Members that were started lately are refused as unhealthy for some seconds.
-async fn add(members: &[usize], new: usize) -> Result<MemberAddResponse, tonic::Status> {
+/// Adds a learner and gives its id. Members that were started lately are refused as unhealthy for some
+/// seconds, and an answer that was lost may have been yes: the list of members then tells.
+async fn add(members: &[usize], new: usize) -> Result<u64, tonic::Status> {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     loop {
         let client = Client::new(members[0], Duration::from_secs(10));
-        match client.member_add(peer_url(new), true).await {
-            Err(status) if tokio::time::Instant::now() < deadline && passing(&status) => {}
-            answer => return answer,
+        let refusal = match client.member_add(peer_url(new), true).await {
+            Ok(added) => {
+                let id = added.member.map(|member| member.id);
+                return id.ok_or_else(|| tonic::Status::internal("the answer names no member"));
+            }
+            Err(status) => status,
+        };
+        if tokio::time::Instant::now() > deadline {
+            return Err(refusal);
+        }
+        if !passing(&refusal) {
+            match client.member_at(&peer_url(new)).await {
+                Ok(Some(id)) => return Ok(id),
+                Ok(None) if refusal.code() != tonic::Code::DeadlineExceeded => return Err(refusal),
+                Ok(None) | Err(_) => {}
+            }
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
