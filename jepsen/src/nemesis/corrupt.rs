@@ -197,7 +197,7 @@ pub(super) async fn undo(run: &Run, hurt: &mut Hurt) -> io::Result<()> {
         return Ok(());
     };
     hurt.add(&format!("refused: {status}"));
-    let advised = log.contains("remove") && log.contains("add it");
+    let advised = log.contains("member remove ") && log.contains("member add ");
     if ours && !advised {
         run.finding(format!("{}: its log does not say what to do", hurt.note));
     }
