@@ -191,10 +191,14 @@ fn note(run: &Run, what: &str, from: f64, members: &[usize]) {
 
 /// All members must serve again. An error says that the cluster is beyond going on.
 async fn recovered(run: &Run, what: &str) -> io::Result<()> {
-    if run.converge(Duration::from_secs(60)).await.is_some() {
+    recovered_within(run, what, Duration::from_secs(60)).await
+}
+
+async fn recovered_within(run: &Run, what: &str, within: Duration) -> io::Result<()> {
+    if run.converge(within).await.is_some() {
         return Ok(());
     }
-    let text = format!("{what}: not all members serve a minute later");
+    let text = format!("{what}: not all members serve {within:?} later");
     run.finding(text.clone());
     Err(io::Error::other(text))
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::{cast, note, recovered, wait};
+use super::{cast, note, recovered, recovered_within, wait};
 use crate::client::{Client, PREFIX};
 use crate::fabric::{CONTROLLER, Rule};
 use crate::history::{Call, Outcome};
@@ -21,6 +21,10 @@ const FILL_BYTES: usize = 200_000;
 
 /// A member that was removed hears of it within this once it is reached again.
 const LEARNS: Duration = Duration::from_secs(20);
+
+/// TCP asks again only after as long as it has already been silent, two minutes at most. etcd's streams
+/// between members wait for that: it was seen to need ninety seconds after a cut of a minute.
+const AFTER_SILENCE: Duration = Duration::from_secs(150);
 
 fn cut_off(run: &Run, member: usize, others: &[usize]) {
     others
@@ -57,7 +61,7 @@ pub(super) async fn blackhole(run: &Run, times: usize) -> io::Result<()> {
             }
         }
     }
-    recovered(run, "after the transfers").await?;
+    recovered_within(run, "after the transfers", AFTER_SILENCE).await?;
     let sent = run.cluster.lock().transfers() - before;
     run.say(&format!("{sent} states were sent whole"));
     if sent < times {
