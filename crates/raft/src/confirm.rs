@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures::SinkExt;
 use futures::channel::mpsc;
 use kelson_api::peer::ConfirmRequest;
+use kelson_storage::failpoint;
 use kelson_storage::sabotage::{self, Variant};
 use openraft::errors::RaftError;
 use openraft::{RaftState, ReadPolicy};
@@ -92,6 +93,13 @@ pub(crate) fn learn_voters(progress: &Progress, state: &RaftState<TypeConfig>) {
     progress.set_membership(index, membership.membership());
 }
 
+/// For etcd's robustness suite, see [`failpoint::save_sleeps`]; returns at once without failpoints.
+pub(crate) async fn wait_for_sleeping_save() {
+    while failpoint::save_sleeps() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 impl Confirm {
     pub(crate) fn new(
         member_id: u64,
@@ -120,6 +128,7 @@ impl Confirm {
         raft: &Raft,
         asker: Option<u64>,
     ) -> Result<Option<u64>, Stopped> {
+        wait_for_sleeping_save().await;
         if !self.progress.knows_voters() {
             let progress = self.progress.clone();
             let learned = raft.with_raft_state(move |state| learn_voters(&progress, state));

@@ -12,7 +12,7 @@ use kelson_storage::sabotage::{self, Variant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::confirm::{Confirm, Stopped};
+use crate::confirm::{Confirm, Stopped, wait_for_sleeping_save};
 use crate::forward::{Forwarder, Indexes};
 use crate::progress::Progress;
 use crate::status::Status;
@@ -65,6 +65,7 @@ impl Reads {
     /// Returns an applied index that covers everything acknowledged before the call. Cancel safe.
     pub(crate) async fn barrier(&self) -> Barrier {
         if self.progress.reads_are_local() {
+            wait_for_sleeping_save().await;
             return Ok(self.progress.applied());
         }
         if sabotage::is(Variant::LocalReads) && !self.status.borrow().is_leader {

@@ -6,8 +6,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use kelson_api::etcdserverpb::PutRequest;
 use kelson_api::etcdserverpb::kv_client::KvClient;
+use kelson_api::etcdserverpb::{PutRequest, RangeRequest};
+use tonic::Code;
 
 mod process;
 
@@ -34,6 +35,20 @@ fn put(server: &Server) -> Result<(), tonic::Status> {
             .map_err(|error| tonic::Status::unavailable(error.to_string()))?;
         let request = PutRequest { key: "a".into(), ..Default::default() };
         kv.put(request).await.map(drop)
+    })
+}
+
+/// Reads with half a second to do it.
+fn get(server: &Server, serializable: bool) -> Result<(), tonic::Status> {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let mut kv = KvClient::connect(format!("http://127.0.0.1:{}", server.client))
+            .await
+            .map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+        let message = RangeRequest { key: "a".into(), serializable, ..Default::default() };
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(Duration::from_millis(500));
+        kv.range(request).await.map(drop)
     })
 }
 
@@ -74,4 +89,34 @@ fn places_are_listed_armed_counted_and_passed() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(server.log().contains("failpoint raftBeforeSave: panic"), "{}", server.log());
+}
+
+/// etcd's suite relies on it, see `kelson_storage::failpoint::save_sleeps`.
+#[test]
+fn linearizable_reads_wait_while_a_save_sleeps() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    drop(listener);
+    let address = format!("127.0.0.1:{port}");
+    let server = Server::start_with(&[], &[("GOFAIL_HTTP", address.as_str())]);
+    put(&server).expect("nothing is armed");
+    for place in ["raftBeforeSave", "raftAfterSave"] {
+        get(&server, false).expect("no save sleeps");
+        // Long enough to outlast both reads on any machine, short enough for the put's own timeout.
+        assert_eq!(ask(port, "PUT", &format!("/{place}"), "1*sleep(\"4s\")").0, 204);
+        std::thread::scope(|scope| {
+            let sleeping = scope.spawn(|| put(&server));
+            let deadline = Instant::now() + PATIENCE;
+            while ask(port, "GET", &format!("/{place}/count"), "").1 != "1" {
+                assert!(Instant::now() < deadline, "no save came to {place}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let late = get(&server, false).expect_err("a linearizable read waits");
+            // Whoever looks at the clock first: the server, or this client.
+            let waited = matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled);
+            assert!(waited, "{place}: {late}");
+            get(&server, true).expect("a serializable read asks nobody");
+            sleeping.join().expect("it does not panic").expect("a put that takes longer");
+        });
+    }
 }

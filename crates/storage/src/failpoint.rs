@@ -1,6 +1,6 @@
 //! Named places at which a test may stop or slow the process, with the names and the language of
 //! etcd's failpoints (gofail), so that etcd's own robustness suite can drive them. They exist only
-//! with the cargo feature `failpoints`; without it [`hit`] and [`delay`] are empty. It stands here
+//! with the cargo feature `failpoints`; without it these functions are empty. It stands here
 //! because every crate that has such a place names this one; `kelson_server` serves the HTTP door.
 //! docs/TESTING.md tells what each name means here.
 
@@ -16,12 +16,26 @@ pub fn delay(_name: &'static str) -> Option<std::time::Duration> {
     None
 }
 
+/// As [`hit`], around the save of log records: until the thread goes on, [`save_sleeps`] is true.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn hit_in_save(_name: &'static str) {}
+
+/// Whether a save of log records sleeps, see [`hit_in_save`]: readers wait as long.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+#[must_use]
+pub fn save_sleeps() -> bool {
+    false
+}
+
 #[cfg(feature = "failpoints")]
 pub use armed::*;
 
 #[cfg(feature = "failpoints")]
 mod armed {
     use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
     use parking_lot::Mutex;
@@ -82,12 +96,32 @@ mod armed {
     }
 
     static ARMED: Mutex<BTreeMap<&'static str, Armed>> = Mutex::new(BTreeMap::new());
+    /// Saves of log records that sleep now.
+    static SLEEPING_SAVES: AtomicUsize = AtomicUsize::new(0);
 
     /// A place is passed: the process ends, or this thread sleeps, if that was asked for.
     pub fn hit(name: &'static str) {
         if let Some(time) = delay(name) {
             std::thread::sleep(time);
         }
+    }
+
+    /// As [`hit`], around the save of log records: until the thread goes on, [`save_sleeps`] is true.
+    pub fn hit_in_save(name: &'static str) {
+        if let Some(time) = delay(name) {
+            SLEEPING_SAVES.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(time);
+            SLEEPING_SAVES.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a save of log records sleeps, see [`hit_in_save`]. Readers wait as long: in etcd one
+    /// loop saves and answers them, and its suite lets a client write again after a failure only once
+    /// a read succeeded. Without the wait every client leaves a handful of writes unanswered in a
+    /// sleep, and the suite's search finds no end.
+    #[must_use]
+    pub fn save_sleeps() -> bool {
+        SLEEPING_SAVES.load(Ordering::SeqCst) > 0
     }
 
     /// As [`hit`], for places that must not block a thread: the caller sleeps for what comes back.

@@ -243,7 +243,7 @@ impl Writer {
     fn write_buffer(&mut self) {
         let file = self.active.file.as_ref();
         let path = segment_path(&self.shared.options.dir, self.active.header.sequence);
-        failpoint::hit("raftBeforeSave");
+        failpoint::hit_in_save("raftBeforeSave");
         let begun = Instant::now();
         or_abort("write", &path, seen(write_all(file, &self.buffer, self.active.position)));
         self.shared.counters.writes.0.add(begun.elapsed());
@@ -252,7 +252,7 @@ impl Writer {
             or_abort("fdatasync", &path, seen(file.sync_data()));
             self.shared.counters.fsync(begun.elapsed());
         }
-        failpoint::hit("raftAfterSave");
+        failpoint::hit_in_save("raftAfterSave");
         self.shared.counters.wrote(self.records, self.buffer.len());
         self.active.position += self.buffer.len() as u64;
         self.active.ends_with_close = false;
