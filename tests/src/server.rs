@@ -42,7 +42,7 @@ pub fn root() -> PathBuf {
 const PORTS: std::ops::Range<u32> = 12_000..32_000;
 
 /// A port that nobody listens on; never the same twice in this process.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         // Processes that run at the same time begin in different places.

@@ -23,7 +23,7 @@ use crate::discovery::{self, DiscoveryError, dns::Resolver};
 use crate::gateway::Gateway;
 use crate::grpc_layer::GrpcService;
 use crate::housekeeping::corruption::{self, Inconsistent};
-use crate::housekeeping::{self, Housekeeping};
+use crate::housekeeping::{self, Housekeeping, leadership};
 use crate::http::{HttpService, Surface};
 use crate::listen::{ConnectionLimit, ConnectionRules, Listener, OverTls};
 use crate::metrics::Metrics;
@@ -428,7 +428,7 @@ impl Server {
             }
         }
         if let Some(Member { app, .. }) = &member {
-            hand_over(app).await;
+            leadership::hand_over(app).await;
         }
         self.shutdown.ask();
         self.shutdown.drained().await;
@@ -563,36 +563,4 @@ async fn defragment_at_start(config: &Config, reader: &Reader) -> Result<(), Ser
         "finished defragmenting"
     );
     Ok(())
-}
-
-/// Hands leadership to the connected voter that has most of the log, if this member leads and there
-/// is one; to the next if that does not take it.
-async fn hand_over(app: &App) {
-    let status = app.node.status();
-    if !status.is_leader {
-        return;
-    }
-    let matched = app.node.matched();
-    let others = app.node.voters().into_iter().filter(|id| *id != status.member_id);
-    let mut others: Vec<u64> = others.filter(|id| app.node.active_since(*id).is_some()).collect();
-    others.sort_by_key(|id| std::cmp::Reverse(matched.get(id).copied().unwrap_or(0)));
-    if others.is_empty() && app.node.voters().len() > 1 {
-        tracing::warn!("leadership transfer failed: no other voter answers");
-    }
-    for target in others {
-        let target_id = format!("{target:x}");
-        match app.node.move_leader(target).await {
-            Ok(()) => {
-                tracing::info!("transferee-member-id" = target_id, "leadership transfer finished");
-                return;
-            }
-            // Somebody else leads: that is as good.
-            Err(kelson_api::Error::NotLeader) => return,
-            Err(error) => tracing::warn!(
-                "transferee-member-id" = target_id,
-                %error,
-                "leadership transfer failed"
-            ),
-        }
-    }
 }

@@ -1,10 +1,12 @@
 //! What the member does without being asked: ends leases whose time is up, compacts history by
 //! the configured rule, decides the cluster version, raises the alarm when space runs out, and looks
-//! after the other members: whether they answer, and whether their data are the same. Each task is
-//! an ordinary client of the raft door; none of them changes the store by itself.
+//! after the other members: whether they answer, whether they reach this one, and whether their data
+//! are the same. Each task is an ordinary client of the raft door; none of them changes the store by
+//! itself.
 
 pub mod compact;
 pub mod corruption;
+pub mod leadership;
 pub mod lease;
 pub mod probe;
 pub mod quota;
@@ -56,6 +58,7 @@ pub fn start(app: &App, checks: &Checks) -> Housekeeping {
     tasks.spawn(Arc::clone(&lessor).run());
     tasks.spawn(Arc::clone(&lessor).watch_pulse());
     tasks.spawn(probe::run(app.clone()));
+    tasks.spawn(leadership::run(app.clone()));
     tasks.spawn(corruption::compare_chains(app.clone()));
     if let Some(every) = checks.whole {
         tasks.spawn(corruption::compare_hashes(app.clone(), every));

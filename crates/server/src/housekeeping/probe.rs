@@ -1,7 +1,8 @@
 //! Asks every other member once a second which version it runs, and one that does not answer ten times
 //! a second and whenever it calls. The answers say three things: since when each member is connected,
-//! how long the way there and back takes, and which versions the cluster has. It decides nothing;
-//! member changes, metrics and the cluster version read it. One that was removed is told so once.
+//! how long the way there and back takes, and which versions the cluster has; the questions of others
+//! say who can reach this member. It decides nothing; member changes, metrics, the cluster version and
+//! `leadership` read it. One that was removed is told so once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -43,6 +44,8 @@ struct Probe {
     first_asked: Option<Instant>,
     /// Since when every question was answered.
     active_since: Option<Instant>,
+    /// When it asked here last.
+    last_heard: Option<Instant>,
     /// The last answer.
     version: Option<String>,
 }
@@ -70,10 +73,23 @@ impl Probes {
     }
 
     /// A member has called, so it can be asked now.
-    pub(crate) fn heard(&self, member: u64) {
-        if self.active_since(member).is_none() {
+    pub(crate) fn heard(&self, member: u64, now: Instant) {
+        let is_active = {
+            let mut members = self.members.lock();
+            let probe = members.entry(member).or_default();
+            probe.last_heard = Some(now);
+            probe.active_since.is_some()
+        };
+        if !is_active {
             self.heard.notify_one();
         }
+    }
+
+    /// Whether a member answers and has itself not called since then, as it should once a second.
+    pub(super) fn only_answers(&self, member: u64, since: Instant) -> bool {
+        let members = self.members.lock();
+        let Some(probe) = members.get(&member) else { return false };
+        probe.active_since.is_some() && probe.last_heard.is_none_or(|heard| heard < since)
     }
 
     /// Forgets all members but these, and returns whom it forgot.
@@ -221,17 +237,35 @@ mod tests {
         assert!(!probes.is_unknown(8, start), "it answered, and does no more");
     }
 
+    #[test]
+    fn one_that_answers_and_does_not_call_is_told_from_one_that_is_away() {
+        let probes = Probes::default();
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        assert!(!probes.only_answers(7, start), "nothing is known");
+        probes.heard(7, start);
+        assert!(!probes.only_answers(7, start + second), "it calls and does not answer");
+        probes.answered(7, "3.7.3".to_owned(), start);
+        assert!(!probes.only_answers(7, start), "it called just then");
+        assert!(probes.only_answers(7, start + second));
+        probes.answered(8, "3.7.3".to_owned(), start);
+        assert!(probes.only_answers(8, start), "it never called");
+        assert!(probes.failed(8));
+        assert!(!probes.only_answers(8, start), "it is away");
+    }
+
     #[tokio::test]
     async fn a_call_of_one_that_is_not_connected_wakes_who_asks() {
         let probes = Probes::default();
         let woken = || tokio::time::timeout(Duration::from_millis(10), probes.heard.notified());
-        probes.answered(7, "3.7.3".to_owned(), Instant::now());
-        probes.heard(7);
+        let now = Instant::now();
+        probes.answered(7, "3.7.3".to_owned(), now);
+        probes.heard(7, now);
         assert!(woken().await.is_err(), "it is known to be connected");
-        probes.heard(8);
+        probes.heard(8, now);
         assert!(woken().await.is_ok(), "never asked");
         assert!(probes.failed(7));
-        probes.heard(7);
+        probes.heard(7, now);
         assert!(woken().await.is_ok(), "silent before, and now it calls");
     }
 }

@@ -3,6 +3,7 @@
 //! end; who asks is in `housekeeping`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use kelson_api::Error;
 use kelson_api::etcdserverpb::{
@@ -97,7 +98,7 @@ impl Side for SideService {
         &self,
         request: Request<VersionRequest>,
     ) -> Result<Response<VersionReply>, Status> {
-        self.probes.heard(self.node.check_peer(request.metadata())?);
+        self.probes.heard(self.node.check_peer(request.metadata())?, Instant::now());
         Ok(Response::new(VersionReply {
             etcd_version: ETCD_VERSION.to_owned(),
             kelson_version: KELSON_VERSION.to_owned(),
