@@ -380,17 +380,18 @@ fn a_retired_persister_writes_nothing_and_still_answers() {
     let (log, publisher) = durable(0);
     let persister = start(&backend, config(1), log);
     let (applied, finished) = (persister.durable_watch(), persister.finished_compaction());
-    (1..=5).for_each(|index| persister.push(delta(index)).expect("open"));
+    // These remove nothing themselves: a writer that starts late takes them all before it is retired.
+    (1..=2).for_each(|index| persister.push(delta(index)).expect("open"));
     let successor = LogId { term: 2, index: 50 };
     persister.retire(successor, 9);
     assert_eq!((*applied.borrow(), *finished.borrow()), (successor, 9));
-    assert!(persister.push(delta(6)).is_err() && persister.cut().is_err());
+    assert!(persister.push(delta(3)).is_err() && persister.cut().is_err());
     assert!(persister.defragment().is_err());
     persister.remove_rows(vec![(RevisionKey { main: 2, sub: 0 }, false)], 2, true);
-    // The rows of the first entries wait for the log, those of the rest are given up.
+    // What the writer has taken waits for the log, the rest is given up.
     publisher.publish(10);
     std::thread::sleep(Duration::from_millis(20));
-    let rows: Vec<Row> = (1..=5).flat_map(|index| delta(index).rows).collect();
+    let rows: Vec<Row> = (1..=2).flat_map(|index| delta(index).rows).collect();
     let found = persister.scan(RevisionKey::default(), 1000, 1 << 20).expect("open");
     assert_eq!(found, rows, "what was pushed can be read");
     persister.shutdown();
