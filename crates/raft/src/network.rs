@@ -299,14 +299,13 @@ impl RaftNetworkV2<TypeConfig> for PeerLink {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let network = &self.network;
-        let sending = snapshot::send(&network.transfers, &network.peers, &self.link, &vote);
+        let from = snapshot.meta.last_log_id.map_or(0, |last| last.index + 1);
+        let sending = snapshot::send(&network.transfers, &network.peers, &self.link, &vote, from);
         let (sending, cancel) = (pin!(sending), pin!(cancel));
         match futures::future::select(sending, cancel).await {
             futures::future::Either::Left((Ok(answered), _)) => {
-                if answered == vote
-                    && let Some(last) = snapshot.meta.last_log_id
-                {
-                    self.link.note_matched(&vote, last.index + 1);
+                if answered == vote && from > 0 {
+                    self.link.note_matched(&vote, from);
                 }
                 Ok(SnapshotResponse::new(answered))
             }

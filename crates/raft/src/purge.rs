@@ -1,6 +1,7 @@
 //! When the head of the log may go: never past what a checkpoint has made durable, and keeping
 //! enough for a member that was away for a while. openraft purges only behind a snapshot, so each
-//! round first names one. Wakes a few times a minute, never on the path of a request.
+//! round cuts behind the one that it finds and names one for the next. Wakes a few times a minute,
+//! never on the path of a request.
 
 use std::time::Duration;
 
@@ -85,17 +86,17 @@ pub(crate) async fn run(
         let durable = reader.durable_applied().borrow().index;
         let upto = retention.cut(durable, last, &|bytes| log.index_keeping(bytes));
         let upto = upto.min(needed(&raft, &transfers, &retention, &log));
-        if upto < done + retention.step_entries {
-            continue;
+        // The snapshot falls behind again as soon as it is there: under load it is never as new as what
+        // could go, so the log goes as far as it reaches, and the rest with the next one.
+        let cut = upto.min(snapshot);
+        if cut >= done + retention.step_entries {
+            done = cut;
+            if raft.trigger().purge_log(cut - 1).await.is_err() {
+                return;
+            }
         }
-        let result = if snapshot < upto {
-            // The purge follows in the next round, when the snapshot is there.
-            raft.trigger().snapshot().await
-        } else {
-            done = upto;
-            raft.trigger().purge_log(upto - 1).await
-        };
-        if result.is_err() {
+        let is_worth_it = upto >= done + retention.step_entries;
+        if is_worth_it && snapshot < upto && raft.trigger().snapshot().await.is_err() {
             return;
         }
     }

@@ -72,7 +72,7 @@ pub(crate) struct Transfers {
     reader: Reader,
     log: Log,
     room: Arc<Semaphore>,
-    /// Position of each transfer: the log behind it must stay.
+    /// Index of each transfer, waiting ones included: the log behind it must stay.
     under_way: Arc<Mutex<BTreeMap<u64, u64>>>,
     next: Arc<AtomicU64>,
     incoming: Turns,
@@ -109,24 +109,34 @@ impl Transfers {
         self.under_way.lock().values().min().copied()
     }
 
-    fn begin(&self, applied: Position) -> UnderWay {
+    /// Lets transfers wait until it is dropped.
+    #[cfg(test)]
+    pub(crate) async fn fill_the_room(&self) -> tokio::sync::OwnedSemaphorePermit {
+        let all = self.room.clone().acquire_many_owned(AT_A_TIME as u32);
+        all.await.expect("the semaphore is never closed")
+    }
+
+    fn begin(&self, from: u64) -> UnderWay {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.under_way.lock().insert(id, applied.index);
+        self.under_way.lock().insert(id, from);
         UnderWay { transfers: self.clone(), id }
     }
 }
 
 /// Sends the state as it is now and returns the receiver's vote. It may be newer than what openraft
-/// asked for: the receiver then has more than openraft counts on, never less.
+/// asked for: the receiver then has more than openraft counts on, never less. `from` is the index that
+/// openraft asked for.
 pub(crate) async fn send(
     transfers: &Transfers,
     peers: &Peers,
     link: &Link,
     vote: &Vote,
+    from: u64,
 ) -> Result<Vote, Status> {
+    // openraft goes on with the log behind what it asked for. If that were gone by then, it would send
+    // the state again, and again.
+    let _kept = transfers.begin(from);
     let _turn = transfers.room.acquire().await.expect("the semaphore is never closed");
-    // From the applied position on the log must stay; it is taken before the state is pinned.
-    let _kept = transfers.begin(transfers.reader.applied());
     let mut counted = Counted::begin(link, Way::Out);
     let result = stream_state(transfers, peers, link, vote).await;
     counted.is_done = result.is_ok();

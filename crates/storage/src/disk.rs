@@ -6,8 +6,11 @@ use std::path::Path;
 
 /// Free space below which clients should stop writing, whatever the size of the disk. Unit: bytes.
 const FREE_BYTES_MIN: u64 = 256 << 20;
-/// The same as a share of the disk: one fiftieth.
+/// The same as a share of the disk: one fiftieth ...
 const FREE_SHARE_MIN: u64 = 50;
+/// ... but no more than this: what is written between two looks does not grow with the disk, and a
+/// member must not refuse to work beside hundreds of free gigabytes. Unit: bytes.
+const FREE_SHARE_MAX: u64 = 1 << 30;
 
 /// Bytes that the files below `dir` take on disk. Files that vanish meanwhile count nothing.
 pub(crate) fn used_bytes(dir: &Path) -> u64 {
@@ -26,8 +29,8 @@ pub(crate) fn free_bytes(dir: &Path) -> u64 {
     rustix::fs::statvfs(dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Whether less than 256 MiB, or less than 2 %, is free where `dir` lies. A file system that does not
-/// say counts as not low.
+/// Whether less than 256 MiB is free where `dir` lies, or less than 2 % and 1 GiB. A file system that
+/// does not say counts as not low.
 pub(crate) fn is_low(dir: &Path) -> bool {
     rustix::fs::statvfs(dir).is_ok_and(|stat| {
         below(
@@ -38,7 +41,7 @@ pub(crate) fn is_low(dir: &Path) -> bool {
 }
 
 fn below(free: u64, total: u64) -> bool {
-    free < FREE_BYTES_MIN.max(total / FREE_SHARE_MIN)
+    free < (total / FREE_SHARE_MIN).clamp(FREE_BYTES_MIN, FREE_SHARE_MAX)
 }
 
 #[cfg(test)]
@@ -46,10 +49,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guard_takes_the_larger_of_both_bounds() {
+    fn the_guard_grows_with_the_disk_up_to_a_gibibyte() {
         let gib = 1 << 30;
         assert!(below(255 << 20, gib) && !below(256 << 20, gib));
-        assert!(below(gib, 100 * gib) && !below(2 * gib, 100 * gib));
+        assert!(below(gib / 2 - 1, 25 * gib) && !below(gib / 2, 25 * gib));
+        assert!(below(gib - 1, 1_000 * gib) && !below(gib, 1_000 * gib));
         assert!(!below(u64::MAX, u64::MAX));
     }
 

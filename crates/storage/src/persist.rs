@@ -370,8 +370,8 @@ impl Persister {
         dir.map_or(0, |dir| crate::disk::used_bytes(&dir))
     }
 
-    /// Whether the file system is so full that clients should stop writing: less than the larger of
-    /// 256 MiB and 2 % is free.
+    /// Whether the file system is so full that clients should stop writing: less than 256 MiB is free,
+    /// or less than 2 % and 1 GiB.
     pub(crate) fn disk_low(&self) -> bool {
         let dir = self.shared.generation_dir.lock().clone();
         dir.is_some_and(|dir| crate::disk::is_low(&dir))

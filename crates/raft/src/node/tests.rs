@@ -296,6 +296,61 @@ async fn a_farewell_is_believed_of_members_only() {
     node.shutdown().await;
 }
 
+/// Each checkpoint covers more than the snapshot that waited for it: what may go must not be waited for
+/// until writes pause.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_purged_while_writes_go_on() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let (node, _, _) = found(dir.path(), SHORT).await;
+    let writing = async {
+        loop {
+            put(&node, "key").await;
+        }
+    };
+    let is_purged = || node.log().first_index() >= 1_000;
+    tokio::select! {
+        purged = until(&is_purged) => purged.expect("writes never pause"),
+        () = writing => {}
+    }
+    node.shutdown().await;
+}
+
+/// The log behind a transfer stays from the time at which it is asked for, not from its begin: else each
+/// transfer would be followed by another one for as long as writes go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_that_waited_is_followed_by_the_log() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    // Slow members keep nothing.
+    let retention = Retention { look: SHORT.look, ..Retention::keeping(20) };
+    let (node, _, first) = found(dir.path(), retention).await;
+    outgrow_the_log(&node).await;
+    let (id, second, listener) = invite(&node, &first, dir.path()).await;
+    let transfers = &node.inner.transfers;
+    let room = transfers.fill_the_room().await;
+    let (joined, copy) = Node::start(second).await.expect("join");
+    serve(&joined, listener);
+    until(&|| transfers.needed_from().is_some()).await.expect("it is to get the state");
+    let asked = transfers.needed_from().expect("it waits");
+    for _ in 0..200 {
+        put(&node, "key").await;
+    }
+    let is_durable = || node.reader().durable_applied().borrow().index >= asked + 200;
+    until(&is_durable).await.expect("all that could go is in a checkpoint");
+    // Time for many looks at the log.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop(room);
+
+    until(&|| node.voters().contains(&id)).await.expect("it gets its vote");
+    put(&node, "both").await;
+    let is_level = || copy.applied() == node.reader().applied();
+    until(&is_level).await.expect("it has all the log");
+    let counters = node.inner.peers.take_counters();
+    let sent: u64 = counters.iter().map(|(_, counters)| counters.snapshots_sent).sum();
+    assert_eq!(sent, 1, "the log was there for the rest");
+    joined.shutdown().await;
+    node.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purged_log_restarts() {
     let dir = tempfile::tempdir().expect("make a directory");

@@ -150,7 +150,7 @@ impl Reader {
     }
 
     /// Whether the disk is so full that writes should be refused before it is too late: less than
-    /// the larger of 256 MiB and 2 % is free.
+    /// 256 MiB is free, or less than 2 % and 1 GiB.
     pub fn disk_low(&self) -> bool {
         self.state.persister().disk_low()
     }
