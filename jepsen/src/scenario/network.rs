@@ -87,7 +87,8 @@ async fn until_sent(run: &Run, follower: usize, forgets: f64) -> io::Result<bool
     wait(forgets).await;
     run.fabric.heal();
     note(run, "a follower is cut off from the members", from, &[follower]);
-    for _ in 0..150 {
+    // On a busy machine a state of some megabytes takes most of a minute; another cut would end it.
+    for _ in 0..600 {
         if run.cluster.lock().transfers() > sent {
             return Ok(true);
         }
