@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kelson_api::etcdserverpb::{AlarmMember, Member};
+use rustix::thread::Pid;
 
 use crate::auth::AuthRows;
 use crate::chain::Chain;
@@ -36,8 +37,14 @@ const CHUNK_ROWS: usize = 1024;
 const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks between the reading thread and the one that builds the index.
 const CHUNKS_AHEAD: usize = 8;
-/// Longest silence of the database while it is read. It spins for ever on some kinds of damage.
+/// Longest silence of the database while it is read: a disk may hang.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// Longest time that it may compute without giving a chunk, however slow the disk. On some kinds of
+/// damage it looks for a page for ever that another has taken the place of. A chunk takes milliseconds;
+/// one out of a leaf of the largest values, a second or so.
+const COMPUTES_MAX: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait for the lock of a database.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 /// A rewrite must free this many bytes, two blocks, and a quarter of the files, to be worth it.
@@ -325,6 +332,8 @@ pub(crate) fn sync_tree(dir: &Path) -> io::Result<()> {
 
 /// What the reading thread sends.
 enum Message {
+    /// The database is open, and this thread reads it.
+    Reads(Pid),
     Rows(Vec<Row>),
     Done(Box<dyn Backend>, Box<Tables>),
     Failed(String, bool),
@@ -353,7 +362,10 @@ fn read_back(
         // Before the database is opened, which would make what is missing.
         let opened = check_files(&path).and_then(|()| open_patiently(&path, cache_bytes));
         let message = match opened {
-            Ok(backend) => read_all(Box::new(backend), &out),
+            Ok(backend) => {
+                let _ = out.send(Message::Reads(rustix::thread::gettid()));
+                read_all(Box::new(backend), &out)
+            }
             Err(error) => Message::Failed(error.to_string(), is_busy(&error)),
         };
         // Nobody waits any more if the silence was too long.
@@ -387,8 +399,26 @@ fn listen(
     messages: &Receiver<Message>,
     row: &mut dyn FnMut(&Row) -> Result<(), Fatal>,
 ) -> Result<Opened, Trouble> {
+    // A thread that goes on for ever may only be left behind by a process that ends.
+    let endless = |reason| Err(Trouble { is_final: true, ..Trouble::new(dir, reason) });
+    let (mut reads, mut computed, mut heard) = (None, None, Instant::now());
     loop {
-        match messages.recv_timeout(SILENCE_MAX) {
+        match messages.recv_timeout(LOOK_EVERY) {
+            Err(RecvTimeoutError::Timeout) => {
+                let used = reads.and_then(thread_time);
+                let more = used
+                    .zip(computed)
+                    .is_some_and(|(used, before)| used.saturating_sub(before) > COMPUTES_MAX);
+                if more {
+                    return endless("reading it goes round in circles");
+                }
+                if heard.elapsed() > SILENCE_MAX {
+                    return endless("reading it does not end");
+                }
+                computed = computed.or(used);
+                continue;
+            }
+            Ok(Message::Reads(thread)) => reads = Some(thread),
             Ok(Message::Rows(rows)) => {
                 let taken = rows.iter().try_for_each(&mut *row);
                 taken.map_err(|fatal| Trouble::new(dir, fatal))?;
@@ -397,15 +427,24 @@ fn listen(
             Ok(Message::Failed(reason, is_final)) => {
                 return Err(Trouble { is_final, ..Trouble::new(dir, reason) });
             }
-            Err(RecvTimeoutError::Timeout) => {
-                let reason = "reading it does not end";
-                return Err(Trouble { is_final: true, ..Trouble::new(dir, reason) });
-            }
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(Trouble::new(dir, "reading it panicked"));
             }
         }
+        (computed, heard) = (None, Instant::now());
     }
+}
+
+/// What a thread of this process has computed so far; nothing where the system does not tell.
+fn thread_time(thread: Pid) -> Option<Duration> {
+    let path = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
+    let text = fs::read_to_string(path).ok()?;
+    // The name of the thread, in brackets, may hold blanks; the times are the 12th and 13th behind it.
+    let (_, fields) = text.rsplit_once(") ")?;
+    let mut times = fields.split(' ').skip(11).map_while(|field| field.parse::<u64>().ok());
+    let ticks = times.next()?.saturating_add(times.next()?);
+    let in_a_second = rustix::param::clock_ticks_per_second().max(1);
+    Some(Duration::from_millis(ticks.saturating_mul(1_000) / in_a_second))
 }
 
 /// Reads and checks every pair.
@@ -500,4 +539,59 @@ pub(crate) fn next_generation(place: &Place) -> Result<Option<(PathBuf, PathBuf)
         fs::remove_dir_all(&dir).map_err(|error| failed(&error))?;
     }
     Ok(Some((current, dir)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::RevisionKey;
+
+    const CACHE: u64 = 1 << 20;
+
+    fn copy(from: &Path, to: &Path) {
+        fs::remove_dir_all(to).ok();
+        fs::create_dir(to).expect("makes a directory");
+        for entry in fs::read_dir(from).expect("lists").flatten() {
+            fs::copy(entry.path(), to.join(entry.file_name())).expect("copies");
+        }
+    }
+
+    fn write(dir: &Path, round: i64) {
+        let mut backend = Box::new(open_patiently(dir, CACHE).expect("opens"));
+        // Whole leaves are rewritten, so they move to places of others.
+        for part in 0..20 {
+            let pair = |n: i64| {
+                let kv = Bytes::from(format!("{}", n ^ round));
+                let key = RevisionKey { main: n, sub: 0 };
+                keys::encode_row(&Row { key, tombstone: false, kv })
+            };
+            backend.write((part * 500..part * 500 + 500).map(pair).collect()).expect("writes");
+            backend.flush().expect("flushes");
+        }
+        backend.close();
+    }
+
+    /// The metadata are those of another moment than the pages: what is found where a page should lie is
+    /// whole, and another page. The engine looks again and again.
+    #[test]
+    fn a_database_that_is_read_for_ever_is_refused() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let (dir, old) = (temp.path().join("database"), temp.path().join("metadata"));
+        write(&dir, 1);
+        copy(&dir.join("metadata"), &old);
+        for round in 2..4 {
+            write(&dir, round);
+        }
+        copy(&old, &dir.join("metadata"));
+        let error = load(&dir, CACHE, |_| Ok(())).map(drop).expect_err("refuses");
+        assert_eq!(error.cause, "reading it goes round in circles");
+    }
+
+    #[test]
+    fn the_time_that_a_thread_computes_is_known() {
+        let time = thread_time(rustix::thread::gettid()).expect("the system tells");
+        // Asking is computing.
+        while thread_time(rustix::thread::gettid()).expect("it tells") == time {}
+        assert_eq!(thread_time(Pid::INIT), None, "no thread of this process");
+    }
 }
