@@ -53,6 +53,7 @@ impl Target {
 /// How to start members.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
+    pub(crate) target: Target,
     pub(crate) bin: PathBuf,
     /// Flags beside those that name the member and its cluster.
     pub(crate) extra: Vec<String>,
@@ -119,6 +120,12 @@ pub(crate) fn peer_url(member: usize) -> String {
     format!("http://{}:2380", fabric::address(member))
 }
 
+/// Members as `--initial-cluster` names them.
+fn initial(peers: &[usize]) -> String {
+    let each = peers.iter().map(|peer| format!("{}={}", name(*peer), peer_url(*peer)));
+    each.collect::<Vec<_>>().join(",")
+}
+
 fn name(member: usize) -> String {
     format!("m{member}")
 }
@@ -142,8 +149,6 @@ impl Cluster {
         std::fs::create_dir_all(self.folder(member))?;
         let (image, page) = self.belongings(member)?;
         let client = format!("http://{}:2379", fabric::address(member));
-        let cluster: Vec<String> =
-            peers.iter().map(|peer| format!("{}={}", name(*peer), peer_url(*peer))).collect();
         let mut flags = Vec::new();
         let mut flag = |key: &str, value: String| flags.push(format!("--{key}={value}"));
         flag("name", name(member));
@@ -152,7 +157,7 @@ impl Cluster {
         flag("advertise-client-urls", client);
         flag("listen-peer-urls", peer_url(member));
         flag("initial-advertise-peer-urls", peer_url(member));
-        flag("initial-cluster", cluster.join(","));
+        flag("initial-cluster", initial(peers));
         flag("initial-cluster-token", "jepsen".into());
         flag("initial-cluster-state", if existing { "existing" } else { "new" }.into());
         flags.extend(self.setup.extra.iter().cloned());
@@ -231,6 +236,31 @@ impl Cluster {
     /// Deletes the data of a member that does not run.
     pub(crate) fn wipe(&mut self, member: usize) -> io::Result<()> {
         std::fs::remove_dir_all(self.data(member))
+    }
+
+    /// The command with which an operator makes a member's data anew out of a snapshot. What it had is
+    /// deleted; it must not run. `bump` moves the revisions on and compacts all before, 0 does not.
+    pub(crate) fn restore(
+        &mut self,
+        member: usize,
+        peers: &[usize],
+        snapshot: &Path,
+        bump: i64,
+    ) -> io::Result<Command> {
+        self.wipe(member)?;
+        // Kelson is its own tool; etcd's lies beside it.
+        let etcdutl = self.setup.bin.with_file_name("etcdutl");
+        let is_etcd = self.setup.target == Target::Etcd;
+        let mut command = Command::new(if is_etcd { &etcdutl } else { &self.setup.bin });
+        command.args(["snapshot", "restore"]).arg(snapshot);
+        command.arg("--data-dir").arg(self.data(member));
+        command.args(["--name", &name(member), "--initial-cluster", &initial(peers)]);
+        command.args(["--initial-advertise-peer-urls", &peer_url(member)]);
+        command.args(["--initial-cluster-token", "restored"]).stdin(Stdio::null());
+        if bump > 0 {
+            command.args(["--mark-compacted", "--bump-revision", &bump.to_string()]);
+        }
+        Ok(command)
     }
 
     /// Cuts the power of a member's disk. Its process feels that as failing writes and may end.

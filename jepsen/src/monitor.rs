@@ -85,6 +85,8 @@ impl Monitor {
             leader: status.leader,
         };
         let mut state = self.state.lock();
+        // A member that was restored from a snapshot has another id.
+        state.places.retain(|known, place| *place != member || *known == id);
         state.places.insert(id, member);
         if state.version.is_empty() {
             state.version.clone_from(&status.version);

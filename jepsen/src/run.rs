@@ -203,6 +203,7 @@ impl Run {
         println!("run directory {}", dir.display());
         report::describe(&plan, &dir)?;
         let setup = Setup {
+            target: plan.target,
             bin: plan.bin.clone(),
             extra: plan.extra.clone(),
             dir: dir.clone(),

@@ -17,7 +17,7 @@ use crate::history::Call;
 use crate::run::Run;
 
 /// An administrator waits this long for an answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Bytes of the digest at the end of a snapshot.
 const DIGEST: usize = 32;
@@ -88,13 +88,7 @@ async fn defragment(run: &Run) -> Result<String, String> {
 /// Takes a snapshot of the leader and compares its digest, as `etcdutl snapshot restore` would.
 pub(crate) async fn snapshot(run: &Run) -> Result<String, String> {
     let member = run.monitor.leader().unwrap_or(members(run)[0]);
-    let mut maintenance = MaintenanceClient::new(channel(member));
-    let trouble = |status: Status| format!("snapshot of member {member}: {status}");
-    let answer = maintenance.snapshot(pb::SnapshotRequest {}).await.map_err(trouble)?;
-    let (mut stream, mut bytes) = (answer.into_inner(), Vec::new());
-    while let Some(part) = stream.message().await.map_err(trouble)? {
-        bytes.extend_from_slice(&part.blob);
-    }
+    let bytes = fetch(member).await?;
     let Some(length) = bytes.len().checked_sub(DIGEST) else {
         return Err(format!("a snapshot of {} bytes", bytes.len()));
     };
@@ -103,6 +97,18 @@ pub(crate) async fn snapshot(run: &Run) -> Result<String, String> {
         run.finding(format!("a snapshot of member {member} does not fit its digest"));
     }
     Ok(format!("{length} bytes from member {member}"))
+}
+
+/// A snapshot as a member sends it, with its digest at the end.
+pub(crate) async fn fetch(member: usize) -> Result<Vec<u8>, String> {
+    let mut maintenance = MaintenanceClient::new(channel(member));
+    let trouble = |status: Status| format!("snapshot of member {member}: {status}");
+    let answer = maintenance.snapshot(pb::SnapshotRequest {}).await.map_err(trouble)?;
+    let (mut stream, mut bytes) = (answer.into_inner(), Vec::new());
+    while let Some(part) = stream.message().await.map_err(trouble)? {
+        bytes.extend_from_slice(&part.blob);
+    }
+    Ok(bytes)
 }
 
 /// Takes back all alarms; gives their number.

@@ -2,7 +2,7 @@
 //! only what their own design promises (a wiped member is refused, damage is noticed); the commands
 //! say when, the checks and the report say what came of it.
 
-mod admin;
+pub(crate) mod admin;
 mod clock;
 mod corrupt;
 mod disk;

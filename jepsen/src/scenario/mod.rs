@@ -4,6 +4,7 @@
 
 mod lease;
 mod network;
+mod restore;
 mod storage;
 
 use std::io;
@@ -37,11 +38,12 @@ pub(crate) enum Scenario {
     SlowWatcher,
     FutureWatch,
     ProgressRace,
+    Restore,
 }
 
 use Scenario as S;
 
-const TABLE: [(Scenario, &str, &str); 19] = [
+const TABLE: [(Scenario, &str, &str); 20] = [
     (S::Forget, "forget", "what a majority acknowledged outlives the power of one of them"),
     (S::HoldMajority, "hold-majority", "nothing is acknowledged while a majority cannot sync"),
     (S::WipedLeader, "wiped-leader", "a leader that comes back empty is refused"),
@@ -65,6 +67,7 @@ const TABLE: [(Scenario, &str, &str); 19] = [
         "a watch ahead of a member that lags begins where it was asked",
     ),
     (S::ProgressRace, "progress-race", "progress is never told before the events that it covers"),
+    (S::Restore, "restore", "watchers go on behind a restore, or are told that history is gone"),
 ];
 
 impl Scenario {
@@ -123,14 +126,14 @@ impl Scenario {
     /// What clients do meanwhile.
     pub(crate) fn workload(self) -> Workload {
         match self {
-            S::FutureWatch | S::ProgressRace => Workload::Watch,
+            S::FutureWatch | S::ProgressRace | S::Restore => Workload::Watch,
             _ => Workload::Mixed,
         }
     }
 
-    /// It writes keys that no watcher covers.
+    /// It writes keys that no watcher covers, or leaves revisions out.
     pub(crate) fn sparse(self) -> bool {
-        matches!(self, S::LeaseLeaderChange | S::LeaseClock)
+        matches!(self, S::LeaseLeaderChange | S::LeaseClock | S::Restore)
     }
 
     pub(crate) async fn play(self, run: &Run) -> io::Result<()> {
@@ -154,6 +157,7 @@ impl Scenario {
             S::SlowWatcher => network::slow_watcher(run).await,
             S::FutureWatch => network::future_watch(run).await,
             S::ProgressRace => network::progress_race(run).await,
+            S::Restore => restore::restore(run).await,
         }
     }
 }
