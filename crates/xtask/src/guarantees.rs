@@ -246,7 +246,8 @@ fn runs(ledger: &Ledger) -> String {
         return out;
     }
     out += "Real processes under faults, judged by what their clients saw (`jepsen soak`). An episode is\n\
-            inconclusive if a planned fault did not happen or a result is missing; it counts for nothing.\n\n\
+            inconclusive if a planned fault did not happen or a result is missing; it counts for nothing.\n\
+            A violation ends a run; the error behind it, and the test that guards it since, is in TESTING.md.\n\n\
             | Members | Hours | Episodes | Inconclusive | Faults | Operations | Watch events | Violations |\n\
             |---|---|---|---|---|---|---|---|\n";
     for (members, runs) in ledger {
