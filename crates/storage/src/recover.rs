@@ -31,7 +31,7 @@ use crate::types::{Fatal, LeaseRow, LogId, Row};
 
 /// First line of `CURRENT`.
 const MAGIC: &str = "kelson state 1";
-/// Rows handed over at a time while reading everything back.
+/// Pairs after which the rows among them are handed over while everything is read back.
 const CHUNK_ROWS: usize = 1024;
 /// ... or this many bytes of them, so that large rows do not fill the memory.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -39,9 +39,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 const CHUNKS_AHEAD: usize = 8;
 /// Longest silence of the database while it is read: a disk may hang.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
-/// Longest time that it may compute without giving a chunk, however slow the disk. On some kinds of
-/// damage it looks for a page for ever that another has taken the place of. A chunk takes milliseconds;
-/// one out of a leaf of the largest values, a second or so.
+/// Longest time that it may compute without giving a chunk, however slow the disk and large the state.
+/// On some kinds of damage it looks for a page for ever that another has taken the place of. A chunk
+/// takes milliseconds; one out of a leaf of the largest values, a second or so.
 const COMPUTES_MAX: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -450,9 +450,10 @@ fn thread_time(thread: Pid) -> Option<Duration> {
 /// Reads and checks every pair.
 fn read_all(mut backend: Box<dyn Backend>, out: &SyncSender<Message>) -> Message {
     let (mut tables, mut tally) = (Tables::default(), Tally::default());
-    let (mut rows, mut bytes) = (Vec::with_capacity(CHUNK_ROWS), 0);
+    let (mut rows, mut bytes, mut pairs) = (Vec::with_capacity(CHUNK_ROWS), 0, 0);
     let mut bad = None;
     let scanned = backend.scan_all(&mut |key, value| {
+        pairs += 1;
         let taken = if keys::is_row(&key) {
             tally.add(&key, &value);
             bytes += value.len();
@@ -464,8 +465,9 @@ fn read_all(mut backend: Box<dyn Backend>, out: &SyncSender<Message>) -> Message
             bad = Some(format!("{malformed} at key {key:02x?}"));
             return false;
         }
-        if rows.len() == CHUNK_ROWS || bytes >= CHUNK_BYTES {
-            bytes = 0;
+        // A chunk may be empty: it also says that reading goes on.
+        if pairs == CHUNK_ROWS || bytes >= CHUNK_BYTES {
+            (pairs, bytes) = (0, 0);
             let chunk = std::mem::replace(&mut rows, Vec::with_capacity(CHUNK_ROWS));
             return out.send(Message::Rows(chunk)).is_ok();
         }
@@ -544,7 +546,7 @@ pub(crate) fn next_generation(place: &Place) -> Result<Option<(PathBuf, PathBuf)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::RevisionKey;
+    use crate::types::{MetaChange, RevisionKey};
 
     const CACHE: u64 = 1 << 20;
 
@@ -585,6 +587,25 @@ mod tests {
         copy(&old, &dir.join("metadata"));
         let error = load(&dir, CACHE, |_| Ok(())).map(drop).expect_err("refuses");
         assert_eq!(error.cause, "reading it goes round in circles");
+    }
+
+    /// Silence would count against it, however much there is to read.
+    #[test]
+    fn what_is_no_row_is_told_of_too() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let mut backend = Box::new(open_patiently(temp.path(), CACHE).expect("opens"));
+        let lease = |id| MetaChange::LeasePut(LeaseRow { id, ttl: 60, remaining_ttl: 0 });
+        let leases = 5 * CHUNK_ROWS as i64;
+        for id in 1..=leases {
+            backend.write(keys::encode_meta(&lease(id)).puts).expect("writes");
+        }
+        let closing = keys::encode_checkpoint(LogId::default(), Chain::default(), Tally::default());
+        backend.write(closing.to_vec()).expect("writes");
+        let (out, messages) = sync_channel(64);
+        let Message::Done(_, tables) = read_all(backend, &out) else { panic!("it is whole") };
+        assert_eq!(tables.leases.len() as i64, leases);
+        let told = messages.try_iter().count();
+        assert!(told >= 5, "{told} messages");
     }
 
     #[test]
