@@ -106,7 +106,11 @@ pub(crate) fn own_mounts() -> io::Result<()> {
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
     // Else what is mounted here would show outside as well.
     let status = Command::new("mount").args(["--make-rprivate", "/"]).status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("mount: {status}"))) }
+    if !status.success() {
+        return Err(io::Error::other(format!("mount: {status}")));
+    }
+    // Others cut and mount theirs meanwhile.
+    kelson_image::release_copies()
 }
 
 /// Makes a command run in a namespace and die together with the thread that spawns it, so that a
@@ -128,5 +132,38 @@ pub(crate) fn tie(command: &mut Command) {
         command.pre_exec(|| {
             set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use kelson_image::{Image, Kind};
+
+    use super::*;
+
+    /// Else a test of power loss beside a run of this harness finds its file system dead for good.
+    #[test]
+    fn mounts_of_ones_own_hold_no_image_of_others() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "mounting needs root in CI");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut image = Image::create(dir.path(), Kind::Ext4, 16).expect("an image");
+        let ((tell, told), (end, ended)) = (channel(), channel::<()>());
+        let other = std::thread::spawn(move || {
+            own_mounts().expect("mounts of its own");
+            tell.send(()).expect("somebody waits");
+            ended.recv().ok();
+        });
+        told.recv().expect("it has them");
+        image.cut_power().expect("a cut");
+        image.unmount().expect("unmounts");
+        image.mount().expect("mounts again");
+        std::fs::write(image.mount_point().join("file"), "alive").expect("takes a file");
+        drop(end);
+        other.join().expect("ends");
     }
 }
