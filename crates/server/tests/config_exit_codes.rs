@@ -89,6 +89,22 @@ fn signals_end_the_process_after_a_graceful_stop() {
 }
 
 #[test]
+fn a_data_directory_that_cannot_be_made_ends_with_1_and_says_why() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let below = file.path().join("data");
+    let output = run(&[
+        &format!("--data-dir={}", below.display()),
+        "--listen-client-urls=http://127.0.0.1:0",
+        "--advertise-client-urls=http://127.0.0.1:1",
+        "--listen-peer-urls=http://127.0.0.1:0",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let log = String::from_utf8(output.stderr).expect("text");
+    let said = format!("cannot create directory {}: Not a directory", below.display());
+    assert!(log.contains(&said), "{log}");
+}
+
+#[test]
 fn a_second_process_on_the_same_data_ends_with_1() {
     let server = process::Server::start(&[]);
     let data = format!("--data-dir={}", server.data_dir().display());

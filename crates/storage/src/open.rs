@@ -71,14 +71,13 @@ pub enum OpenError {
     #[error(transparent)]
     Start(#[from] Fatal),
     /// The operating system refused.
-    #[error("cannot {doing} {}", path.display())]
+    #[error("cannot {doing} {}: {source}", path.display())]
     Io {
         /// What was tried.
         doing: &'static str,
         /// On which file or directory.
         path: PathBuf,
         /// The answer.
-        #[source]
         source: io::Error,
     },
 }
