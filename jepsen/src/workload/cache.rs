@@ -91,7 +91,7 @@ impl Cache<'_> {
                 }
                 return Err(response.cancel_reason);
             }
-            if self.take(&response) && asked >= RECORD {
+            if self.take(&response)? && asked >= RECORD {
                 asked = 0;
                 self.contents(revision(response.header));
             }
@@ -99,28 +99,29 @@ impl Cache<'_> {
         Ok(())
     }
 
-    /// Takes one response; true if it says that the cache is complete up to its revision.
-    fn take(&mut self, response: &pb::WatchResponse) -> bool {
+    /// Takes one response; true if it says that the cache is complete up to its revision. What the
+    /// apiserver ends a watch for, and etcd may send, is an error: the cache begins anew.
+    fn take(&mut self, response: &pb::WatchResponse) -> Result<bool, String> {
         let header = revision(response.header);
         if response.events.is_empty() {
             if !response.created {
                 self.record(WatchWhat::Progress { revision: header });
             }
-            return !response.created;
+            return Ok(!response.created);
         }
         let events: Vec<Event> = response.events.iter().map(event).collect();
-        for event in &events {
-            self.apply(event);
-        }
+        let applied = events.iter().try_for_each(|event| self.apply(event));
         self.record(WatchWhat::Events { revision: header, events, more: response.fragment });
-        false
+        applied.map(|()| false)
     }
 
-    fn apply(&mut self, event: &Event) {
+    fn apply(&mut self, event: &Event) -> Result<(), String> {
         let created = event.put.as_ref().is_some_and(|row| row.create == row.modified);
         if !created && event.before.is_none() {
-            // The apiserver ends such a watch with an error.
             let text = format!("no previous value of {} at {}", event.key, event.revision);
+            if self.load.previous_may_be_gone {
+                return Err(text);
+            }
             let at = self.load.clock.now();
             self.load.notes.add(Note::CacheBroken { member: self.member, at, text });
         }
@@ -128,6 +129,7 @@ impl Cache<'_> {
             Some(row) => self.rows.insert(event.key.clone(), row.clone()),
             None => self.rows.remove(&event.key),
         };
+        Ok(())
     }
 
     fn contents(&self, revision: i64) {

@@ -26,6 +26,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::call::Range;
 use crate::client::Client;
+use crate::cluster::Target;
 use crate::history::{Call, Clock, Detail, Note, Op, Outcome, Recorder};
 use crate::rng::Rng;
 use crate::run::Plan;
@@ -224,6 +225,8 @@ pub(crate) struct Load {
     pub(crate) seed: u64,
     /// Linearizable reads are asked as serializable ones: the checks must notice.
     sabotage: bool,
+    /// etcd's API lets previous values be missing that are compacted; Kelson sends them all the same.
+    previous_may_be_gone: bool,
     processes: AtomicU64,
     board: Mutex<Board>,
     stop: AtomicBool,
@@ -268,6 +271,7 @@ impl Load {
             members: RwLock::new(members),
             seed: plan.seed,
             sabotage: plan.local_reads,
+            previous_may_be_gone: plan.target == Target::Etcd,
             processes: AtomicU64::new(1),
             board: Mutex::default(),
             stop: AtomicBool::new(false),
