@@ -255,6 +255,13 @@ pub(crate) enum Note {
         at: u64,
         text: String,
     },
+    /// An event of etcd came without its previous value; right only if that was compacted.
+    PreviousGone {
+        member: usize,
+        at: u64,
+        revision: i64,
+        key: String,
+    },
 }
 
 /// A transaction on lists, of two operations on the store.

@@ -180,7 +180,7 @@ fn special(history: &History, log: &Log, findings: &mut Findings) -> usize {
     bank::check(&history.ops, findings);
     lease::check(history, log, findings);
     compact::check(&history.ops, &history.watches, findings);
-    cache::check(&history.notes, log, findings);
+    cache::check(&history.notes, &history.ops, log, findings);
     members::check(&history.ops, findings);
     lock::check(log, findings)
 }

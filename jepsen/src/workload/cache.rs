@@ -118,12 +118,14 @@ impl Cache<'_> {
     fn apply(&mut self, event: &Event) -> Result<(), String> {
         let created = event.put.as_ref().is_some_and(|row| row.create == row.modified);
         if !created && event.before.is_none() {
+            let (member, at) = (self.member, self.load.clock.now());
             let text = format!("no previous value of {} at {}", event.key, event.revision);
             if self.load.previous_may_be_gone {
+                let (revision, key) = (event.revision, event.key.clone());
+                self.load.notes.add(Note::PreviousGone { member, at, revision, key });
                 return Err(text);
             }
-            let at = self.load.clock.now();
-            self.load.notes.add(Note::CacheBroken { member: self.member, at, text });
+            self.load.notes.add(Note::CacheBroken { member, at, text });
         }
         match &event.put {
             Some(row) => self.rows.insert(event.key.clone(), row.clone()),
