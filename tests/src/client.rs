@@ -1,7 +1,8 @@
 //! Runs script commands against one endpoint over raw gRPC and renders the answers. Watch and
 //! keepalive streams stay open between commands under the names that the script gives them. `start
 //! NAME COMMAND` runs any command beside the script: `waits NAME` sees that it has no answer yet,
-//! `join NAME` shows the answer, `cancel NAME` takes the call back.
+//! `join NAME` shows the answer, `cancel NAME` takes the call back. Over 600 lines, because every
+//! command and the way its answer is shown stand side by side.
 
 mod auth;
 

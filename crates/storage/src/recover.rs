@@ -5,6 +5,7 @@
 //!
 //! `state/CURRENT` names the generation, a directory of its own beside it. A generation that the file
 //! does not name is an unfinished creation or rewrite and is removed.
+//! Some lines over 600: what is believed and what is refused is decided in one place.
 
 use std::fs;
 use std::io;
