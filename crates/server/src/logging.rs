@@ -22,12 +22,13 @@ use crate::config::Config;
 
 /// Libraries that speak too much at `info`; they are heard from `warn` on, unless the level is
 /// `debug`.
-const QUIET_TARGETS: [&str; 7] =
-    ["openraft", "h2", "hyper", "hyper_util", "rustls", "tonic", "sled"];
+const QUIET_TARGETS: [&str; 6] = ["openraft", "h2", "hyper", "hyper_util", "rustls", "tonic"];
 
 /// Parts of openraft that repeat themselves at each heartbeat that a member does not answer; the
-/// connection to that member says it once. They are heard from `error` on.
-const SILENT_TARGETS: [&str; 3] = [
+/// connection to that member says it once. And the storage engine, whose one warning is that it found no
+/// program `sync`, on purpose (see `main`). They are heard from `error` on.
+const SILENT_TARGETS: [&str; 4] = [
+    "sled",
     "openraft::core::heartbeat",
     "openraft::replication",
     "openraft::engine::handler::replication_handler",

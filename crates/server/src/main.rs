@@ -15,6 +15,7 @@ use kelson_server::{logging, serve, version};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    find_no_programs();
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     let mut words = std::env::args_os().map(text);
     let program = words.next().unwrap_or_default();
@@ -53,6 +54,16 @@ fn main() -> ExitCode {
         Ok(Command::Run(loaded)) => run(*loaded),
         Err(failure) => refuse(&failure),
     }
+}
+
+/// Keeps the storage engine from running the program `sync`, as it does before it opens a database. That
+/// waits for every disk of the machine, so a mount that hangs would keep a member from starting; it
+/// would run whatever `PATH` calls by that name; and nothing here depends on it, since what is read back
+/// is judged as it is. Programs that this one does run are named by their paths.
+#[allow(unsafe_code, reason = "the variable of this process has no safe form")]
+fn find_no_programs() {
+    // SAFETY: called first in `main`; no other thread could read the environment.
+    unsafe { std::env::set_var("PATH", "/dev/null") };
 }
 
 /// Keeps the kernel from backing the heap with huge pages, which the allocator asks for: a page that

@@ -2,6 +2,7 @@
 //! death by signal, and the messages that go with them.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
@@ -102,6 +103,20 @@ fn a_data_directory_that_cannot_be_made_ends_with_1_and_says_why() {
     let log = String::from_utf8(output.stderr).expect("text");
     let said = format!("cannot create directory {}: Not a directory", below.display());
     assert!(log.contains(&said), "{log}");
+}
+
+/// The storage engine would run `sync`, which waits for all disks of the machine.
+#[test]
+fn a_start_runs_no_program_that_lies_in_the_path() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let program = directory.path().join("sync");
+    std::fs::write(&program, "#!/bin/sh\n: > \"$0.was-run\"\n").expect("a program");
+    let all = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&program, all).expect("it can be run");
+    let path = directory.path().to_str().expect("text");
+    let server = process::Server::start_with(&[], &[("PATH", path)]);
+    assert!(!directory.path().join("sync.was-run").exists(), "the member ran it");
+    assert!(!server.log().contains("sync command"), "{}", server.log());
 }
 
 #[test]

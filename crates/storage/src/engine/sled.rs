@@ -1,7 +1,7 @@
 //! sled behind the seam. It turns sled's panics into errors, and lets sled write only when it is told
 //! to.
 //!
-//! Three habits of this release decide how it is used here:
+//! Four habits of this release decide how it is used here:
 //! - With `flush_every_ms(None)` every dropped handle *and every dropped iterator* flushes. A scan on
 //!   another thread would then race the checkpoint's flush, which sled answers with a panic, and put
 //!   rows on disk without the applied position. So the interval is set to about a century: the helper
@@ -12,6 +12,9 @@
 //!   flush. So such a log is made, empty, before sled looks.
 //! - That helper thread ends the process if its last flush fails, which any earlier read error causes.
 //!   So a handle that saw an error is leaked on purpose, not closed.
+//! - Opening runs the program `sync` of the machine first, twice, and goes on without it. The binaries hide
+//!   it: a disk of somebody else that hangs would hold a member up. Nothing is lost by that: slabs are
+//!   synced before the metadata that names them, and opening writes and syncs all metadata anew.
 
 use std::fs;
 use std::io;
